@@ -210,9 +210,9 @@ def _beginning(blocks: Iterator[Block]) -> bytes:
 
 
 def _trace_dat(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
-    from tdxtrace.ingest.tracedat.reader import DatReader, tgids_beside
+    from tdxtrace.ingest.tracedat.reader import DatReader, read_saved_tgids
 
-    return DatReader(_data_file(given), registry, stats, tgids_beside(given.stream.path))
+    return DatReader(_data_file(given), registry, stats, read_saved_tgids(given.stream.path))
 
 
 def _perf_data(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
@@ -226,7 +226,7 @@ def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 
     pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
     given.stream.size = given.stream.n_bytes = pages.size
-    folder = given.event_formats or pages.beside / "events"
+    folder = given.event_formats or pages.folder / "events"
     return PageReader(pages, read_formats(Path(folder)), registry, stats)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tdxtrace.ingest.tracedat.reader import tgids_beside
+from tdxtrace.ingest.tracedat.reader import read_saved_tgids
 
 
 def test_processes_of_threads(tmp_path: Path) -> None:
     told = {"tgids": {"7": 5, "8": 5, "9": -1, "0": 3, "99999999": 1, "10": "5"}}
     (tmp_path / "x.dat.capture.json").write_text(json.dumps(told))
-    assert tgids_beside(str(tmp_path / "x.dat")) == {7: 5, 8: 5}
+    assert read_saved_tgids(str(tmp_path / "x.dat")) == {7: 5, 8: 5}
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ def test_processes_of_threads(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used_tells_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.dat.capture.json").write_text(text)
-    assert tgids_beside(str(tmp_path / "x.dat")) == {}
+    assert read_saved_tgids(str(tmp_path / "x.dat")) == {}
 
 
 def test_nothing_beside(tmp_path: Path) -> None:
-    assert tgids_beside(str(tmp_path / "x.dat")) == {}
-    assert tgids_beside("-") == {}
+    assert read_saved_tgids(str(tmp_path / "x.dat")) == {}
+    assert read_saved_tgids("-") == {}

@@ -97,10 +97,10 @@ def test_a_stamp_that_wraps_goes_on_in_the_next_59_bits() -> None:
 
 
 def test_times_that_no_clock_reaches_stay_at_the_last_one() -> None:
-    m, start = Machine(), pages.FAR - 10
+    m, start = Machine(), pages.MAX_TIME - 10
     records = m.event(5, b"a" * 4) + m.event(9, b"b" * 4) + m.extend(1 << 58) + m.event(1, b"c" * 4)
     events, _ = _walk(m, m.page(start, records + m.stamp(7) + m.event(1, b"d" * 4)))
-    assert _times(events) == [start + 5, pages.FAR, pages.FAR, pages.FAR]
+    assert _times(events) == [start + 5, pages.MAX_TIME, pages.MAX_TIME, pages.MAX_TIME]
 
 
 @pytest.mark.parametrize("page_size", SIZES)

@@ -35,7 +35,7 @@ from tdxtrace.errors import TdxtraceError
 from tdxtrace.ingest.batch import SLOTS, RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.loops import perf_records
-from tdxtrace.ingest.loops.pages import MOST_WORDS
+from tdxtrace.ingest.loops.pages import MAX_ROW_WORDS
 from tdxtrace.ingest.perfdata import ordered_events, reader
 from tdxtrace.ingest.perfdata.reader import PerfReader
 from tdxtrace.ingest.records.datafile import open_file
@@ -64,9 +64,9 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and queues so small that all that grows has to grow, and batches come early."""
-    monkeypatch.setattr(ordered_events, "_MIN_ROOM", 1)
-    monkeypatch.setattr(ordered_events, "_MAX_OTHERS", 2)
-    monkeypatch.setattr(ordered_events, "_MIN_WAITING", 1)
+    monkeypatch.setattr(ordered_events, "_MIN_CAPACITY", 1)
+    monkeypatch.setattr(ordered_events, "_MAX_SIDEBAND", 2)
+    monkeypatch.setattr(ordered_events, "_MIN_QUEUED", 1)
     monkeypatch.setattr(reader, "_SMALL_BYTES", 96)
     monkeypatch.setattr(reader, "_BLOCK_BYTES", 3000)
 
@@ -197,9 +197,9 @@ def test_damaged_recordings_pass_the_referee(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Most of the time would go into comparing room that is not used.
-    monkeypatch.setattr(ordered_events, "_MIN_ROOM", MOST_WORDS)
-    monkeypatch.setattr(ordered_events, "_MAX_OTHERS", 8)
-    monkeypatch.setattr(ordered_events, "_MIN_WAITING", 5)
+    monkeypatch.setattr(ordered_events, "_MIN_CAPACITY", MAX_ROW_WORDS)
+    monkeypatch.setattr(ordered_events, "_MAX_SIDEBAND", 8)
+    monkeypatch.setattr(ordered_events, "_MIN_QUEUED", 5)
     monkeypatch.setattr(reader, "_SMALL_BYTES", 1000)
     data, chance, path = RECORDINGS[kind](), random.Random(kind), tmp_path / "perf.data"
     n_read, n_cases = 0, times(400)

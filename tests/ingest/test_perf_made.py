@@ -263,7 +263,7 @@ def test_long_records_are_passed_over(tmp_path: Path) -> None:
 def test_a_long_recording_is_read_in_pieces(
     n_waiting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ordered_events, "_MIN_WAITING", n_waiting)
+    monkeypatch.setattr(ordered_events, "_MIN_QUEUED", n_waiting)
     made = PerfRecording()
     calls = [made.call(START + 100 * n, 7 + n % 3, n << 12, n) for n in range(4000)]
     made.body = b"".join(calls[:2000]) + made.end_round() + b"".join(calls[2000:])

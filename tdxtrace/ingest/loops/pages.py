@@ -18,7 +18,7 @@ CommonFields = tuple[int, int, int, int, int]
 count; -1 for a field that the records lack."""
 
 # Columns of the table of layouts and of the table of fields: see records.layouts.FieldTables.
-FIRST, BEHIND, LEAST, EVENT, SLOTS = range(5)
+FIRST_FIELD, FIELDS_END, MIN_BYTES, EVENT, SLOTS = range(5)
 OFFSET, MASK, SIGN = range(3)
 
 # enum trace_flag_type, Linux include/linux/trace_events.h: HARDIRQ and NMI.
@@ -74,17 +74,17 @@ def read_fields(
     return n_words
 
 
-def record_thread(tid: int, is_known: BoolArray, fresh: I32Array, n_fresh: int) -> int:
-    """Append a thread to ``fresh`` unless it is known; return the new number of fresh threads.
+def record_thread(tid: int, is_known: BoolArray, new_threads: I32Array, n_new: int) -> int:
+    """Append a thread to ``new_threads`` unless it is known; return the new number of threads.
 
     ``is_known`` is indexed by thread ID; IDs beyond its end are appended each time they occur.
     """
     if 0 <= tid < len(is_known):
         if is_known[tid]:
-            return n_fresh
+            return n_new
         is_known[tid] = True
-    fresh[n_fresh] = tid
-    return n_fresh + 1
+    new_threads[n_new] = tid
+    return n_new + 1
 
 
 PageShape = tuple[int, int, int]
@@ -103,7 +103,7 @@ and number of binary fraction digits of the factor."""
 (NEXT_PAGE, PAGES_END, AT, DATA_END, NOW, TIME, RECORD, SIZE, N_LOST) = range(9)
 (FIRST_TIME, LAST_TIME, N_DAMAGED, N_EVENTS, CPU, HAS_MORE, N_COLUMNS) = range(9, 16)
 
-FAR: Final = (1 << 63) - 1
+MAX_TIME: Final = (1 << 63) - 1
 """Times from here on are treated as damage, as they would overflow."""
 # enum ring_buffer_type: 1 to 28 is the record's length in 32-bit words; 0: the length is in its
 # first word.
@@ -116,15 +116,15 @@ _DELTA_BITS: Final = 27
 _DELTA_MASK: Final = (1 << _DELTA_BITS) - 1
 _WORD_MASK: Final = (1 << 32) - 1
 # An absolute timestamp has 59 bits; its high bits are those of the previous time (rb_fix_abs_ts).
-_STAMP_BITS: Final = 59
-_STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
+_TIMESTAMP_BITS: Final = 59
+_TIMESTAMP_MASK: Final = (1 << _TIMESTAMP_BITS) - 1
 # Flags in the word with the length of a page's data: events were lost before the page; their
 # number follows the data.
 _MISSED_EVENTS: Final = 1 << 31
 _MISSED_STORED: Final = 1 << 30
 _COMMIT_MASK: Final = (1 << 27) - 1  # libtraceevent src/kbuffer-parse.c, COMMIT_MASK
 # The shortest record is a header and one word.
-_LEAST_BYTES: Final = 8
+_MIN_RECORD_BYTES: Final = 8
 _NONE: Final = -1
 _DAMAGED: Final = -2
 
@@ -138,12 +138,12 @@ def page_start(int64_at: I64Array, page: int, shape: PageShape) -> tuple[int, in
     """
     page_size, data, commit_at = shape
     start, commit = int(int64_at[page]), int(int64_at[page + commit_at])
-    n_bytes, room, n_lost = commit & _COMMIT_MASK, page_size - data, 0
-    if start < 0 or start >= FAR or n_bytes > room:
+    n_bytes, capacity, n_lost = commit & _COMMIT_MASK, page_size - data, 0
+    if start < 0 or start >= MAX_TIME or n_bytes > capacity:
         start = -1
     if commit & _MISSED_EVENTS:
         n_lost = -1
-        if commit & _MISSED_STORED and n_bytes + 8 <= room and n_bytes % 4 == 0 and start >= 0:
+        if commit & _MISSED_STORED and n_bytes + 8 <= capacity and n_bytes % 4 == 0 and start >= 0:
             n = int(int64_at[page + data + n_bytes]) & _WORD_MASK
             n_lost = n if n > 0 else -1
     return start, n_bytes, n_lost
@@ -165,32 +165,32 @@ def next_record(int64_at: I64Array, at: int, end: int, now: int) -> tuple[int, i
         bytes: _NONE at the end of the page, _DAMAGED at an invalid record.
     """
     while at < end:
-        both = int(int64_at[at])
-        kind, delta = both & _TYPE_MASK, both >> _TYPE_BITS & _DELTA_MASK
+        header = int(int64_at[at])
+        kind, delta = header & _TYPE_MASK, header >> _TYPE_BITS & _DELTA_MASK
         if 0 < kind < _PADDING:
-            behind = at + 4 + 4 * kind
-            if behind > end:
+            next_at = at + 4 + 4 * kind
+            if next_at > end:
                 break
-            return behind, _later(now, delta), at + 4, 4 * kind
-        word = both >> 32 & _WORD_MASK
+            return next_at, _later(now, delta), at + 4, 4 * kind
+        word = header >> 32 & _WORD_MASK
         if kind == _PADDING and delta == 0:
             return end, now, at, _NONE  # the unused rest of the page
-        behind = at + (8 if kind >= _TIME_EXTEND else 4 + ((word + 3) & ~3))
-        if behind > end or (kind < _TIME_EXTEND and word < 4):
+        next_at = at + (8 if kind >= _TIME_EXTEND else 4 + ((word + 3) & ~3))
+        if next_at > end or (kind < _TIME_EXTEND and word < 4):
             break
         if kind == _TIME_STAMP:
-            full = (delta | word << _DELTA_BITS) + (now & ~_STAMP_MASK)
-            now = full if full >= now else _later(full, _STAMP_MASK + 1)
+            full = (delta | word << _DELTA_BITS) + (now & ~_TIMESTAMP_MASK)
+            now = full if full >= now else _later(full, _TIMESTAMP_MASK + 1)
         else:
             now = _later(now, delta | word << _DELTA_BITS if kind == _TIME_EXTEND else delta)
         if kind == 0:
-            return behind, now, at + 8, word - 4
-        at = behind
+            return next_at, now, at + 8, word - 4
+        at = next_at
     return end, now, at, _DAMAGED if at < end else _NONE
 
 
 def _later(now: int, delta: int) -> int:
-    return now + delta if now <= FAR - delta else FAR
+    return now + delta if now <= MAX_TIME - delta else MAX_TIME
 
 
 def next_event(
@@ -219,7 +219,7 @@ def next_event(
             is_counted = n_lost > 0 and sources[source, N_LOST] >= 0
             sources[source, N_LOST] = sources[source, N_LOST] + n_lost if is_counted else -1
         sources[source, NOW], sources[source, AT] = start, page + shape[1]
-        is_empty = start < 0 or n_bytes < _LEAST_BYTES
+        is_empty = start < 0 or n_bytes < _MIN_RECORD_BYTES
         sources[source, DATA_END] = page + shape[1] + (0 if is_empty else n_bytes)
 
 
@@ -249,7 +249,7 @@ def corrected(timestamp: int, shifts: Shifts, source: int) -> int:
 
 
 def _signed(timestamp: np.uint64) -> int:
-    return int(np.int64(timestamp)) if timestamp < np.uint64(FAR) else FAR
+    return int(np.int64(timestamp)) if timestamp < np.uint64(MAX_TIME) else MAX_TIME
 
 
 Columns = tuple[I64Array, I64Array, I32Array, I32Array, I8Array, I32Array, I32Array, I64Array]
@@ -262,7 +262,7 @@ and threads in the batch."""
 # Why the loop ended: no event is left; the first source of ``order`` needs further pages; its
 # event ID has no layout yet; the output is full.
 END, NEEDS_PAGES, NEEDS_LAYOUT, FULL = range(4)
-MOST_WORDS: Final = 64
+MAX_ROW_WORDS: Final = 64
 """Free words required for another row: more than there are slots in batch.SLOTS."""
 # Columns of the gaps: index of the source, events lost, time of its last event before the gap or
 # -1, time of the first one after it, and the line of the latter.
@@ -273,7 +273,7 @@ N, LINE, N_SHORT, SHORT_LINE, N_COUNTS = range(5)
 
 def merge(
     int64_at: I64Array,
-    forms: tuple[PageShape, CommonFields, Shifts],
+    shapes: tuple[PageShape, CommonFields, Shifts],
     sources: I64Array,
     order: I64Array,
     catalog: tuple[I64Array, I64Array, I64Array],
@@ -287,7 +287,7 @@ def merge(
 
     Args:
         int64_at: The 64-bit number at each byte of the pages in memory.
-        forms: Layout of pages and of common fields, and clock corrections.
+        shapes: Layout of pages and of common fields, and clock corrections.
         sources: By source, the columns that this module names; changed.
         order: The sources that may have further events, as a heap by the time of their next
             event; changed.
@@ -301,10 +301,10 @@ def merge(
     Returns:
         Why the loop ended, and the counts after the call.
     """
-    shape, common, shifts = forms
+    shape, common, shifts = shapes
     number_to_layout, layouts, fields = catalog
     columns, words, gaps, counts = into
-    most_rows, most_words, most_gaps = len(columns[0]), len(words) - MOST_WORDS, len(gaps)
+    max_rows, max_words, max_gaps = len(columns[0]), len(words) - MAX_ROW_WORDS, len(gaps)
     n_sources, n_events, n_rows, n_words, n_gaps, n_threads = done
     while n_sources > 0:
         source = int(order[0])
@@ -315,12 +315,12 @@ def merge(
                     return NEEDS_PAGES, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
                 n_sources -= 1
                 order[0] = order[n_sources]
-            _restore(order, n_sources, sources)
+            _sift_down(order, n_sources, sources)
             continue
         layout = int(number_to_layout[event_number(int64_at, record, common)])
         if layout < 0:
             return NEEDS_LAYOUT, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
-        if n_rows == most_rows or n_words > most_words or n_gaps == most_gaps:
+        if n_rows == max_rows or n_words > max_words or n_gaps == max_gaps:
             return FULL, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
         n_events += 1
         n_gaps = _take_event(sources, source, n_events, gaps, n_gaps)
@@ -329,20 +329,20 @@ def merge(
         tid, in_irq = context(int64_at, record, common)
         n_threads = record_thread(tid, threads[0], threads[1], n_threads)
         _write(columns, n_rows, n_events, sources, source, tid, in_irq, layouts, layout, n_words)
-        first, behind = int(layouts[layout, FIRST]), int(layouts[layout, BEHIND])
-        n_words = read_fields(int64_at, record, first, behind, fields, words, n_words)
+        first, fields_end = int(layouts[layout, FIRST_FIELD]), int(layouts[layout, FIELDS_END])
+        n_words = read_fields(int64_at, record, first, fields_end, fields, words, n_words)
         n_rows += 1
     return END, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
 
 
-def _restore(order: I64Array, n: int, sources: I64Array) -> None:
+def _sift_down(order: I64Array, n: int, sources: I64Array) -> None:
     """Restore the heap order after the time of its first source grew (sift down)."""
     if n < 2:
         return
-    place, mine = 0, int(order[0])
-    time = int(sources[mine, TIME])
-    while 2 * place + 1 < n:
-        child = 2 * place + 1
+    index, moving = 0, int(order[0])
+    time = int(sources[moving, TIME])
+    while 2 * index + 1 < n:
+        child = 2 * index + 1
         other = int(order[child])
         other_time = int(sources[other, TIME])
         if child + 1 < n:
@@ -350,11 +350,11 @@ def _restore(order: I64Array, n: int, sources: I64Array) -> None:
             right_time = int(sources[right, TIME])
             if right_time < other_time or (right_time == other_time and right < other):
                 child, other, other_time = child + 1, right, right_time
-        if time < other_time or (time == other_time and mine < other):
+        if time < other_time or (time == other_time and moving < other):
             break
-        order[place] = other
-        place = child
-    order[place] = mine
+        order[index] = other
+        index = child
+    order[index] = moving
 
 
 def _take_event(sources: I64Array, source: int, line: int, gaps: I64Array, n_gaps: int) -> int:
@@ -379,9 +379,9 @@ def _count(counts: I64Array, layout: int, line: int, size: int, layouts: I64Arra
     if counts[layout, N] == 0:
         counts[layout, LINE] = line
     counts[layout, N] += 1
-    least = layouts[layout, LEAST]
-    if size >= least:
-        return bool(least >= 0)
+    min_bytes = layouts[layout, MIN_BYTES]
+    if size >= min_bytes:
+        return bool(min_bytes >= 0)
     if counts[layout, N_SHORT] == 0:
         counts[layout, SHORT_LINE] = line
     counts[layout, N_SHORT] += 1

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.batch import MAX_CPUS, I64Array
 from tdxtrace.ingest.loops.pages import (
-    BEHIND,
     EVENT,
-    FIRST,
-    LEAST,
+    FIELDS_END,
+    FIRST_FIELD,
     LINE,
-    MOST_WORDS,
+    MAX_ROW_WORDS,
+    MIN_BYTES,
     N_SHORT,
     SHORT_LINE,
     SLOTS,
@@ -38,7 +38,7 @@ END, FULL, FIRST_SAMPLE, NEW_EVENT = range(4)
 # and words per item counted by its first word; whether there is a call chain.
 FIXED, TIME, THREAD, CPU, RAW, READ_WORDS, READ_EACH, CALLCHAIN = range(8)
 # Columns of queued samples: CPU; process ID (low half) and thread ID; layout and state; first word.
-ON_CPU, WHO, WHAT, FIRST_WORD, N_COLUMNS = range(5)
+ON_CPU, PID_TID, LAYOUT_STATE, FIRST_WORD, N_COLUMNS = range(5)
 # State of a sample: 1 + in_irq if it becomes a row (0: context unknown), or NO_ROW or TOO_SHORT.
 STATE_BITS: Final = 3
 NO_ROW, TOO_SHORT = 3, 4
@@ -49,7 +49,7 @@ _SAMPLE: Final = 9  # PERF_RECORD_SAMPLE
 TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2 = 66, 71, 81, 83
 _HEADER: Final = 8
 _LOW: Final = 0xFFFF_FFFF
-_FAR: Final = (1 << 63) - 1
+_MAX_TIME: Final = (1 << 63) - 1
 SIGN: Final = -(1 << 63)
 
 Arrays = tuple[NDArray[Any], ...]
@@ -65,7 +65,7 @@ def queue_samples(
     samples: tuple[Any, ...],
     events: tuple[Any, ...],
     queue: Arrays,
-    others: Arrays,
+    sideband: Arrays,
     n: int,
     n_words: int,
     newest: int,
@@ -80,11 +80,11 @@ def queue_samples(
             in that table; offset of a sample's ID from the end of the header (-1: none), the IDs
             with their sign flipped, ascending, and the attribute of each; by attribute, the
             layout of samples without a record.
-        events: Common fields (loops.pages.Heads); number of bytes up to the end of the event ID;
+        events: Common fields (loops.pages.CommonFields); number of bytes up to the end of the event ID;
             by event ID, its layout, or -1: not interned; and the tables of layouts and of fields
             (records.layouts).
         queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.
-        others: Filled, for each record that is not a sample: its byte, and ``newest`` there.
+        sideband: Filled, for each record that is not a sample: its byte, and ``newest`` there.
         n: Number of queued samples.
         n_words: Number of words of their fields.
         newest: Time of the newest sample so far.
@@ -96,7 +96,7 @@ def queue_samples(
     table, row_of_attr, attr_ids, _ = samples
     common, _, _, layouts, fields = events
     times, columns, words = queue
-    n_others, row, loaded = 0, 0, -1
+    n_sideband, row, shape_row = 0, 0, -1
     shape = (0, -1, -1, -1, 0, 0)
     while at + _HEADER <= n_bytes:
         header = int(int64_at[at])
@@ -105,32 +105,32 @@ def queue_samples(
             break
         if kind in (TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2):
             break
-        is_full = n == len(times) or n_words + MOST_WORDS > len(words)
-        if is_full or n_others == len(others[0]):
-            return FULL, 0, at, n, n_words, n_others, newest
+        is_full = n == len(times) or n_words + MAX_ROW_WORDS > len(words)
+        if is_full or n_sideband == len(sideband[0]):
+            return FULL, 0, at, n, n_words, n_sideband, newest
         if kind != _SAMPLE:
-            others[0][n_others], others[1][n_others] = at, newest
-            at, n_others = stop, n_others + 1
+            sideband[0][n_sideband], sideband[1][n_sideband] = at, newest
+            at, n_sideband = stop, n_sideband + 1
             continue
         if len(table) == 0:
-            return FIRST_SAMPLE, 0, at, n, n_words, n_others, newest
+            return FIRST_SAMPLE, 0, at, n, n_words, n_sideband, newest
         if len(table) > 1:
             row = int(row_of_attr[_attr_of(int64_at, body, stop, attr_ids)])
-        if row != loaded:
-            shape, loaded = _shape(table, row), row
-        time, who, cpu = _heading(int64_at, body, stop, shape)
+        if row != shape_row:
+            shape, shape_row = _shape(table, row), row
+        time, pid_tid, cpu = _time_and_ids(int64_at, body, stop, shape)
         record, n_record = _record(int64_at, body, stop, shape, table, row)
         layout = _layout(int64_at, body, stop, record, n_record, samples, events)
         if layout < 0:
-            return NEW_EVENT, record, at, n, n_words, n_others, newest
-        state = _state(int64_at, record, n_record, common, int(layouts[layout, LEAST]))
-        times[n], columns[n, ON_CPU], columns[n, WHO] = time, cpu, who
-        columns[n, WHAT], columns[n, FIRST_WORD] = (layout << STATE_BITS) | state, n_words
+            return NEW_EVENT, record, at, n, n_words, n_sideband, newest
+        state = _state(int64_at, record, n_record, common, int(layouts[layout, MIN_BYTES]))
+        times[n], columns[n, ON_CPU], columns[n, PID_TID] = time, cpu, pid_tid
+        columns[n, LAYOUT_STATE], columns[n, FIRST_WORD] = (layout << STATE_BITS) | state, n_words
         if state < NO_ROW:
-            first, behind = int(layouts[layout, FIRST]), int(layouts[layout, BEHIND])
-            n_words = read_fields(int64_at, record, first, behind, fields, words, n_words)
+            first, fields_end = int(layouts[layout, FIRST_FIELD]), int(layouts[layout, FIELDS_END])
+            n_words = read_fields(int64_at, record, first, fields_end, fields, words, n_words)
         at, n, newest = stop, n + 1, max(newest, time)
-    return END, 0, at, n, n_words, n_others, newest
+    return END, 0, at, n, n_words, n_sideband, newest
 
 
 def _shape(table: I64Array, row: int) -> Shape:
@@ -145,22 +145,22 @@ def _shape(table: I64Array, row: int) -> Shape:
     )
 
 
-def _heading(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[int, int, int]:
+def _time_and_ids(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[int, int, int]:
     """Return a sample's time, process and thread in one word, and CPU; 0, -1, -1 if too short."""
     fixed, time_at, thread_at, cpu_at, _, _ = shape
-    time, who, cpu = 0, -1, -1
+    time, pid_tid, cpu = 0, -1, -1
     if body + fixed <= stop:
         if time_at >= 0:
             time = int(int64_at[body + time_at])
             if time < 0:
-                time = _FAR
+                time = _MAX_TIME
         if thread_at >= 0:
-            who = int(int64_at[body + thread_at])
+            pid_tid = int(int64_at[body + thread_at])
         if cpu_at >= 0:
             cpu = int(int64_at[body + cpu_at]) & _LOW
             if cpu >= MAX_CPUS:
                 cpu = -1
-    return time, who, cpu
+    return time, pid_tid, cpu
 
 
 def _record(
@@ -170,7 +170,7 @@ def _record(
     at, n_bytes = body + shape[0], 0
     if shape[4] and at <= stop:
         if shape[5]:
-            at = _behind_varying(int64_at, at, stop, table, row)
+            at = _end_of_varying(int64_at, at, stop, table, row)
         if at + 4 <= stop:
             n_bytes = int(int64_at[at]) & _LOW
         if at + 4 + n_bytes > stop:
@@ -178,11 +178,13 @@ def _record(
     return at + 4, n_bytes
 
 
-def _state(int64_at: I64Array, record: int, n_bytes: int, common: CommonFields, least: int) -> int:
-    """Return the state of a sample; ``least`` is the bytes its layout needs, -1: no rows."""
-    if n_bytes < least:
+def _state(
+    int64_at: I64Array, record: int, n_bytes: int, common: CommonFields, min_bytes: int
+) -> int:
+    """Return the state of a sample; ``min_bytes`` is the bytes its layout needs, -1: no rows."""
+    if n_bytes < min_bytes:
         return TOO_SHORT
-    if least < 0:
+    if min_bytes < 0:
         return NO_ROW
     return context(int64_at, record, common)[1] + 1
 
@@ -213,29 +215,29 @@ def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]
     id_at, ids, attr_of_id = attr_ids
     if id_at < 0:
         return 0
-    wanted = int(int64_at[body + id_at if body + id_at + 8 <= stop else body - _HEADER]) ^ SIGN
+    sample_id = int(int64_at[body + id_at if body + id_at + 8 <= stop else body - _HEADER]) ^ SIGN
     low, high = 0, len(ids) - 1
     while low < high:
         middle = (low + high) >> 1
-        if int(ids[middle]) < wanted:
+        if int(ids[middle]) < sample_id:
             low = middle + 1
         else:
             high = middle
     return int(attr_of_id[low])
 
 
-def _behind_varying(int64_at: I64Array, at: int, stop: int, table: I64Array, row: int) -> int:
+def _end_of_varying(int64_at: I64Array, at: int, stop: int, table: I64Array, row: int) -> int:
     """Return the byte after the READ and CALLCHAIN parts that begin at ``at``, at most ``stop``."""
     each = int(table[row, READ_EACH])
     if each:
-        at += 8 * each * _counted(int64_at, at, stop)
+        at += 8 * each * _read_count(int64_at, at, stop)
     at += 8 * int(table[row, READ_WORDS])
     if table[row, CALLCHAIN]:
-        at += 8 * (1 + _counted(int64_at, at, stop))
+        at += 8 * (1 + _read_count(int64_at, at, stop))
     return min(at, stop)
 
 
-def _counted(int64_at: I64Array, at: int, stop: int) -> int:
+def _read_count(int64_at: I64Array, at: int, stop: int) -> int:
     """Return the count at ``at``, limited to the number of words left."""
     if at + 8 > stop:
         return 0
@@ -247,7 +249,7 @@ _STATE = (1 << STATE_BITS) - 1
 _HIGH_BIT = 1 << 31
 
 
-def take_in_order(
+def copy_in_order(
     order: I64Array,
     n_before: int,
     queue: Arrays,
@@ -279,15 +281,16 @@ def take_in_order(
     """
     times, columns, queued = queue
     first_ns, last_ns = spans
-    is_met, tids, first_row = threads
+    is_known, tids, first_row = threads
     line_out, ts_out, tid_out, tgid_out, cpu_out, irq_out, event_out, layout_out, word_out = rows
     n, n_words, n_threads = 0, 0, 0
     line = n_before
     for k in range(len(order)):
         i = order[k]
         line += 1
-        ts_ns, cpu, what = int(times[i]), int(columns[i, ON_CPU]), int(columns[i, WHAT])
-        layout, state = what >> STATE_BITS, what & _STATE
+        ts_ns, cpu = int(times[i]), int(columns[i, ON_CPU])
+        layout_state = int(columns[i, LAYOUT_STATE])
+        layout, state = layout_state >> STATE_BITS, layout_state & _STATE
         _count(counts, layout, N, LINE, line)
         if state == TOO_SHORT:
             _count(counts, layout, N_SHORT, SHORT_LINE, line)
@@ -296,17 +299,17 @@ def take_in_order(
             last_ns[cpu] = max(last_ns[cpu], ts_ns)
         if state >= NO_ROW:
             continue
-        who, word = int(columns[i, WHO]), int(columns[i, FIRST_WORD])
-        tid = who >> 32
-        n_known, n_threads = n_threads, record_thread(tid, is_met, tids, n_threads)
+        pid_tid, word = int(columns[i, PID_TID]), int(columns[i, FIRST_WORD])
+        tid = pid_tid >> 32
+        n_known, n_threads = n_threads, record_thread(tid, is_known, tids, n_threads)
         if n_threads > n_known:
             first_row[n_known] = n
         line_out[n], ts_out[n], cpu_out[n], irq_out[n] = line, ts_ns, cpu, state - 1
-        tid_out[n], tgid_out[n] = tid, ((who & _LOW) ^ _HIGH_BIT) - _HIGH_BIT
+        tid_out[n], tgid_out[n] = tid, ((pid_tid & _LOW) ^ _HIGH_BIT) - _HIGH_BIT
         event_out[n], layout_out[n] = layouts[layout, EVENT], layouts[layout, SLOTS]
         word_out[n] = n_words
-        behind = word + int(layouts[layout, BEHIND]) - int(layouts[layout, FIRST])
-        for source in range(word, behind):
+        words_end = word + int(layouts[layout, FIELDS_END]) - int(layouts[layout, FIRST_FIELD])
+        for source in range(word, words_end):
             words[n_words] = queued[source]
             n_words += 1
         n += 1
@@ -340,16 +343,16 @@ def drop_until(limit: int, n: int, queue: Arrays, layouts: I64Array) -> tuple[in
     for i in range(n):
         if times[i] <= limit:
             continue
-        what, word = int(columns[i, WHAT]), int(columns[i, FIRST_WORD])
+        layout_state, word = int(columns[i, LAYOUT_STATE]), int(columns[i, FIRST_WORD])
         times[left] = times[i]
         for column in range(N_COLUMNS - 1):
             columns[left, column] = columns[i, column]
         columns[left, FIRST_WORD] = n_words
         left += 1
-        if what & _STATE < NO_ROW:
-            layout = what >> STATE_BITS
-            behind = word + int(layouts[layout, BEHIND]) - int(layouts[layout, FIRST])
-            for source in range(word, behind):
+        if layout_state & _STATE < NO_ROW:
+            layout = layout_state >> STATE_BITS
+            words_end = word + int(layouts[layout, FIELDS_END]) - int(layouts[layout, FIRST_FIELD])
+            for source in range(word, words_end):
                 words[n_words] = words[source]
                 n_words += 1
     return left, n_words

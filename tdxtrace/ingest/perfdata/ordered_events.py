@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import EVENT_COLUMNS, BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
-from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS, CommonFields, event_number
-from tdxtrace.ingest.loops.perf_records import drop_until, take_in_order
+from tdxtrace.ingest.loops.pages import MAX_ROW_WORDS, N_COUNTS, CommonFields, event_number
+from tdxtrace.ingest.loops.perf_records import copy_in_order, drop_until
 from tdxtrace.ingest.perfdata import file as parts
 from tdxtrace.ingest.perfdata.file import Attr
 from tdxtrace.ingest.records.datafile import Bytes
 from tdxtrace.ingest.records.layouts import EventCatalog, common_fields_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
-NEVER: Final = np.iinfo(np.int64).max
+_NO_LIMIT: Final = np.iinfo(np.int64).max
 # Most queued samples while no round ends: perf itself flushes half of its queue when
 # it is full (OE_FLUSH__HALF).
-_MAX_WAITING: Final = 1 << 22
+_MAX_QUEUED: Final = 1 << 22
 # Least queued samples for a batch: half as many took 1.6 instead of 1.3 s for 12 million.
-_MIN_WAITING: Final = 1 << 17
-_MIN_ROOM: Final = 1 << 12
-_MAX_OTHERS: Final = 1 << 12
+_MIN_QUEUED: Final = 1 << 17
+_MIN_CAPACITY: Final = 1 << 12
+_MAX_SIDEBAND: Final = 1 << 12
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class LostSamples:
 
 
 @dataclass(slots=True)
-class Given:
+class OrderedBatch:
     """Samples returned in time order: those that become rows, and their threads."""
 
     batch: RecordBatch
@@ -63,7 +63,7 @@ class OrderedEvents:
     stats: SourceStats
     run: Runner[Any] = interpreted
     """Runs loops, interpreted or compiled; set before the first sample."""
-    n_given: int = 0
+    n_returned: int = 0
     """Number of samples returned; perf script prints a line for each."""
     lost: list[LostSamples] = field(default_factory=list)
     """Losses that are not yet placed between returned samples."""
@@ -73,26 +73,30 @@ class OrderedEvents:
     _common: CommonFields = field(init=False)
     """Offsets of the common fields of records."""
     _queue: list[NDArray[Any]] = field(init=False)
-    _others: I64Array = field(default_factory=lambda: np.empty((2, _MAX_OTHERS), np.int64))
+    _sideband: I64Array = field(default_factory=lambda: np.empty((2, _MAX_SIDEBAND), np.int64))
     _n: int = 0
     """Number of queued samples."""
     _n_words: int = 0
     """Number of words of their fields."""
-    _is_met: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
+    _is_known: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
     """By thread ID: whether the batch being built has the thread; all false between batches."""
     _newest: int = -1
     _newest_of_round: int = -1
     """Time of the newest sample before the end of the last round, ns."""
     _limit: int = -1
     """Time up to which no further sample can follow, ns."""
-    _given_limit: int = -1
+    _returned_limit: int = -1
     """Time up to which samples were returned, ns; later arrivals wait for the next limit."""
 
     def __post_init__(self) -> None:
-        columns = np.empty((_MIN_ROOM, loops.N_COLUMNS), np.int64)
-        self._queue = [np.empty(_MIN_ROOM, np.int64), columns, np.empty(_MIN_ROOM, np.int64)]
+        columns = np.empty((_MIN_CAPACITY, loops.N_COLUMNS), np.int64)
+        self._queue = [
+            np.empty(_MIN_CAPACITY, np.int64),
+            columns,
+            np.empty(_MIN_CAPACITY, np.int64),
+        ]
 
-    def learn(
+    def set_events(
         self, attrs: Sequence[Attr], event_name: Callable[[int], str], catalog: EventCatalog
     ) -> None:
         """Set the events of the samples; without attributes no sample is queued.
@@ -106,7 +110,9 @@ class OrderedEvents:
         self._common = common_fields_of(catalog.common)
         # Samples without a record are counted under synthetic event IDs.
         names = [event_name(n) for n in range(len(attrs))]
-        numbers = {name: catalog.add_stand_in("noise", name) for name in dict.fromkeys(names)}
+        numbers = {
+            name: catalog.add_synthetic_event("noise", name) for name in dict.fromkeys(names)
+        }
         no_record = catalog.index[[numbers[name] for name in names]]
         self._layouts = *_sample_layouts(attrs), no_record
 
@@ -125,7 +131,7 @@ class OrderedEvents:
         """
         catalog, words = self._catalog, int64_at(data)
         tables = catalog.tables.layouts, catalog.tables.fields
-        why, record, at, self._n, self._n_words, n_others, self._newest = self.run(
+        reason, record, at, self._n, self._n_words, n_sideband, self._newest = self.run(
             loops.queue_samples
         )(
             words,
@@ -134,104 +140,104 @@ class OrderedEvents:
             self._layouts,
             (self._common, catalog.common.type.end, catalog.index, *tables),
             tuple(self._queue),
-            tuple(self._others),
+            tuple(self._sideband),
             self._n,
             self._n_words,
             self._newest,
         )
-        if why == loops.FULL:
-            self._make_room()
-        elif why == loops.NEW_EVENT:
+        if reason == loops.FULL:
+            self._grow()
+        elif reason == loops.NEW_EVENT:
             catalog.intern(event_number(words, record, self._common), words, record)
-        return why, at, list(zip(*self._others[:, :n_others].tolist(), strict=True))
+        return reason, at, list(zip(*self._sideband[:, :n_sideband].tolist(), strict=True))
 
-    def _make_room(self) -> None:
+    def _grow(self) -> None:
         """Double the arrays of the queue that have no room for another sample."""
-        used = self._n, self._n, self._n_words + MOST_WORDS - 1
-        for place, (column, n) in enumerate(zip(self._queue, used, strict=True)):
+        used = self._n, self._n, self._n_words + MAX_ROW_WORDS - 1
+        for index, (column, n) in enumerate(zip(self._queue, used, strict=True)):
             if n >= len(column):
-                made = np.empty((2 * n, *column.shape[1:]), np.int64)
-                made[: len(column)] = column
-                self._queue[place] = made
+                larger = np.empty((2 * n, *column.shape[1:]), np.int64)
+                larger[: len(column)] = column
+                self._queue[index] = larger
 
     def end_round(self, newest: int) -> None:
         """Handle the end of a round; ``newest`` is the time of the newest sample before it."""
         self._limit = self._newest_of_round
         self._newest_of_round = max(newest, self._newest_of_round)
 
-    def ready(self) -> Given | None:
+    def ready(self) -> OrderedBatch | None:
         """Return samples that no later sample can precede; None if there are too few."""
-        if self._n < _MIN_WAITING:
+        if self._n < _MIN_QUEUED:
             return None
         limit = self._limit
-        if self._n > _MAX_WAITING:
+        if self._n > _MAX_QUEUED:
             limit = int(np.median(self._queue[0][: self._n]))
-        elif limit == self._given_limit:
+        elif limit == self._returned_limit:
             return None
-        self._given_limit = limit
-        return self._until(limit)
+        self._returned_limit = limit
+        return self._take_until(limit)
 
-    def rest(self) -> Given | None:
+    def flush(self) -> OrderedBatch | None:
         """Return all queued samples."""
-        return self._until(NEVER)
+        return self._take_until(_NO_LIMIT)
 
-    def _until(self, limit: int) -> Given | None:
-        due = np.flatnonzero(self._queue[0][: self._n] <= limit)
-        if not len(due) and limit != NEVER:
+    def _take_until(self, limit: int) -> OrderedBatch | None:
+        indexes = np.flatnonzero(self._queue[0][: self._n] <= limit)
+        if not len(indexes) and limit != _NO_LIMIT:
             return None
-        order = due[in_time_order(self._queue[0][due])]
+        order = indexes[in_time_order(self._queue[0][indexes])]
         lost = sorted((x for x in self.lost if x.ts_ns <= limit), key=lambda x: x.ts_ns)
         if lost or self.stats.has_open_gaps:
             # The next sample of a CPU ends its loss, so losses are recorded one by one.
-            self._note_losses(lost, order)
+            self._record_losses(lost, order)
             self.lost = [x for x in self.lost if x.ts_ns > limit]
-        given = self._taken(order, limit)
-        self.n_given += len(order)
+        result = self._copy(order, limit)
+        self.n_returned += len(order)
         self.stats.n_lines += len(order)
         self._n, self._n_words = self.run(drop_until)(
             limit, self._n, tuple(self._queue), self._catalog.tables.layouts
         )
-        return given
+        return result
 
-    def _taken(self, order: Index, limit: int) -> Given:
+    def _copy(self, order: Index, limit: int) -> OrderedBatch:
         """Copy the samples at these indexes of the queue to a batch, and count them."""
         tables = self._catalog.tables
         counts = np.zeros((len(self._catalog.layouts), N_COUNTS), np.int64)
         rows = tuple(np.empty(len(order), kind) for kind in EVENT_COLUMNS.values())
         words = np.empty(self._n_words, np.int64)
         tids, first_row = np.empty(len(order), np.int32), np.empty(len(order), np.int64)
-        n, n_words, n_tids = self.run(take_in_order)(
+        n, n_words, n_tids = self.run(copy_in_order)(
             order,
-            self.n_given,
+            self.n_returned,
             tuple(self._queue),
             tables.layouts,
             counts,
             (self.stats.first_ns, self.stats.last_ns),
-            (self._is_met, tids, first_row),
+            (self._is_known, tids, first_row),
             rows,
             words,
         )
         self._catalog.count(counts)
-        tids, place = np.unique(tids[:n_tids], return_index=True)
-        self._is_met[tids[(tids >= 0) & (tids < len(self._is_met))]] = False
+        tids, first_index = np.unique(tids[:n_tids], return_index=True)
+        self._is_known[tids[(tids >= 0) & (tids < len(self._is_known))]] = False
         columns = {name: column[:n] for name, column in zip(EVENT_COLUMNS, rows, strict=True)}
         fields = words[:n_words].view(np.uint64)
         batch = RecordBatch(**columns, words=fields, layouts=tables.slots)
-        return Given(batch, limit, tids, first_row[place])
+        return OrderedBatch(batch, limit, tids, first_row[first_index])
 
-    def _note_losses(self, lost: list[LostSamples], order: Index) -> None:
+    def _record_losses(self, lost: list[LostSamples], order: Index) -> None:
         """Record losses, and the timestamps of samples by CPU, in time order."""
         cpu = self._queue[1][order, loops.ON_CPU].astype(np.int32)
         ts_ns = self._queue[0][order]
         start = 0
-        for one in lost:
-            end = int(np.searchsorted(ts_ns, one.ts_ns, "right"))
+        for loss in lost:
+            end = int(np.searchsorted(ts_ns, loss.ts_ns, "right"))
             self.stats.observe_timestamps(cpu[start:end], ts_ns[start:end])
-            self._note_loss(one, self.n_given + end + 1)
+            self._record_loss(loss, self.n_returned + end + 1)
             start = end
         self.stats.observe_timestamps(cpu[start:], ts_ns[start:])
 
-    def _note_loss(self, lost: LostSamples, line: int) -> None:
+    def _record_loss(self, lost: LostSamples, line: int) -> None:
         same: Loss | None = next(
             (g for g in self.stats.gaps[-8:] if (g.line_no, g.cpu) == (line, lost.cpu)), None
         )
@@ -259,14 +265,14 @@ def _sample_layouts(attrs: Sequence[Attr]) -> tuple[Any, ...]:
     """Return the first three items of argument ``samples`` of queue_samples."""
     pairs = sorted({i: n for n, attr in enumerate(attrs) for i in attr.ids}.items())
     ids = np.array([i for i, _ in pairs], np.uint64).view(np.int64) ^ loops.SIGN
-    every = [_layout_row(attr) for attr in attrs]
+    attr_rows = [_layout_row(attr) for attr in attrs]
     id_at = attrs[0].id_at if pairs and len({attr.id_at for attr in attrs}) == 1 else -1
     # If samples have no ID, all are taken for samples of the first attribute.
-    rows = list(dict.fromkeys(every if id_at >= 0 else every[:1]))
-    place = {row: n for n, row in enumerate(rows)}
+    rows = list(dict.fromkeys(attr_rows if id_at >= 0 else attr_rows[:1]))
+    row_number = {row: n for n, row in enumerate(rows)}
     return (
         np.array(rows, np.int64).reshape(-1, loops.CALLCHAIN + 1),
-        np.array([place.get(row, 0) for row in every], np.int64),
+        np.array([row_number.get(row, 0) for row in attr_rows], np.int64),
         (id_at, ids, np.array([n for _, n in pairs], np.int64)),
     )
 

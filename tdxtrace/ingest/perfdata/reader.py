@@ -26,7 +26,7 @@ from tdxtrace.ingest.perfdata.file import (
     PerfFile,
     read_head,
 )
-from tdxtrace.ingest.perfdata.ordered_events import Given, LostSamples, OrderedEvents
+from tdxtrace.ingest.perfdata.ordered_events import LostSamples, OrderedBatch, OrderedEvents
 from tdxtrace.ingest.records.datafile import CutShortError, DataFile
 from tdxtrace.ingest.records.formats import EventFormat
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog
@@ -38,11 +38,11 @@ _LOST, _COMM, _THROTTLE, _FORK, _LOST_SAMPLES = 2, 3, 5, 7, 13
 _ATTR, _FINISHED_ROUND, _FEATURE = 64, 68, 80
 # Record types of the kernel (1 to 21) and of perf (64 to 84); those without a constant
 # above are ignored.
-_UNDERSTOOD: Final = frozenset([*range(1, 22), *range(64, 85)])
+_KNOWN_TYPES: Final = frozenset([*range(1, 22), *range(64, 85)])
 _FILTERED: Final = 1 << 15  # PERF_RECORD_MISC_LOST_SAMPLES_BPF: dropped by a filter, not lost
-_AT_NO_TIME: Final = -1
+_NO_TIME: Final = -1
 _MAX_TIME: Final = (1 << 63) - 1
-_HEAD: Final = struct.Struct("<IHH")  # type, misc, size
+_RECORD_HEADER: Final = struct.Struct("<IHH")  # type, misc, size
 _COMM_NAME_AT: Final = 16
 _MAX_NAME: Final = 64
 
@@ -83,24 +83,25 @@ class ThreadNames:
                 self.stats.record_thread(tid, names[0][1], tgid)
             else:
                 since = np.array([ts_ns for ts_ns, _ in names], np.int64)
-                first, behind = np.searchsorted(of_tid, tid), np.searchsorted(of_tid, tid, "right")
-                places = np.searchsorted(since, batch.ts_ns[rows[first:behind]], "right") - 1
-                for place in np.unique(np.maximum(places, 0)).tolist():
-                    self.stats.record_thread(tid, names[place][1], tgid)
+                first = np.searchsorted(of_tid, tid)
+                past_end = np.searchsorted(of_tid, tid, "right")
+                indexes = np.searchsorted(since, batch.ts_ns[rows[first:past_end]], "right") - 1
+                for index in np.unique(np.maximum(indexes, 0)).tolist():
+                    self.stats.record_thread(tid, names[index][1], tgid)
                 self._named[tid] = names[-1:]
 
     def _apply(self, limit: int) -> None:
         self._changes.sort(key=lambda change: change[0])
-        due = bisect_right(self._changes, limit, key=lambda change: change[0])
-        for ts_ns, tid, what in self._changes[:due]:
-            if isinstance(what, str):
-                name: str | None = what
+        n_due = bisect_right(self._changes, limit, key=lambda change: change[0])
+        for ts_ns, tid, name_or_parent in self._changes[:n_due]:
+            if isinstance(name_or_parent, str):
+                name: str | None = name_or_parent
             else:
-                parent = self._named.get(what)
+                parent = self._named.get(name_or_parent)
                 name = parent[-1][1] if parent else None
             if name is not None:
                 self._named.setdefault(tid, []).append((ts_ns, name))
-        del self._changes[:due]
+        del self._changes[:n_due]
 
 
 @dataclass(slots=True)
@@ -112,12 +113,12 @@ class SidebandRecords:
     names: ThreadNames
     ordered: OrderedEvents
 
-    def take(self, record: bytes, newest: int) -> None:
+    def process(self, record: bytes, newest: int) -> None:
         """Process a record; ``newest`` is the time of the newest sample before it, ns."""
-        kind, _, _ = _HEAD.unpack_from(record)
+        kind, _, _ = _RECORD_HEADER.unpack_from(record)
         self.stats.n_lines += 1
         self.stats.n_headers += 1
-        takers = {
+        handlers = {
             _LOST: self._lost,
             _COMM: self._comm,
             _THROTTLE: self._throttle,
@@ -127,15 +128,15 @@ class SidebandRecords:
             _FINISHED_ROUND: lambda _, newest: self.ordered.end_round(newest),
             _FEATURE: self._feature,
         }
-        if kind in takers:
+        if kind in handlers:
             try:
-                takers[kind](record, newest)
+                handlers[kind](record, newest)
             except (CutShortError, struct.error):
-                self._not_understood("undecoded", kind)
-        elif kind not in _UNDERSTOOD:
-            self._not_understood("unknown_record", kind)
+                self._record_unknown("undecoded", kind)
+        elif kind not in _KNOWN_TYPES:
+            self._record_unknown("unknown_record", kind)
 
-    def _not_understood(self, loss: str, kind: int) -> None:
+    def _record_unknown(self, loss: str, kind: int) -> None:
         self.stats.count(loss, f"record of type {kind}", None)
         self.stats.n_headers -= 1
 
@@ -143,11 +144,11 @@ class SidebandRecords:
         """Return time and CPU of a record; _AT_NO_TIME and UNKNOWN if it does not have them."""
         places = self.perf.attrs[0].trailer if self.perf.attrs else None
         if places is None:
-            return _AT_NO_TIME, UNKNOWN
+            return _NO_TIME, UNKNOWN
         begin = len(record) - 8 * len(places)
-        if begin < _HEAD.size:
+        if begin < _RECORD_HEADER.size:
             raise CutShortError
-        time, cpu = _AT_NO_TIME, UNKNOWN
+        time, cpu = _NO_TIME, UNKNOWN
         if TIME in places:
             time = min(struct.unpack_from("<Q", record, begin + places[TIME])[0], _MAX_TIME)
         if CPU in places:
@@ -171,8 +172,8 @@ class SidebandRecords:
 
     def _throttle(self, record: bytes, _: int) -> None:
         time, cpu = self._trailer(record)
-        when = {"start_ns": time} if time >= 0 else {}
-        self.stats.record_loss("throttled", None, f"{self.stats.n_lines}", cpu=cpu, **when)
+        start = {"start_ns": time} if time >= 0 else {}
+        self.stats.record_loss("throttled", None, f"{self.stats.n_lines}", cpu=cpu, **start)
 
     def _comm(self, record: bytes, _: int) -> None:
         _, tid = struct.unpack_from("<ii", record, 8)
@@ -197,14 +198,14 @@ class SidebandRecords:
 
 
 Bytes = NDArray[np.uint8]
-Follow = Callable[[Bytes, int], int]
+ProcessBlock = Callable[[Bytes, int], int]
 """Processes the records at the start of a block of the given number of bytes, and returns the byte
 of the first record left; PADDING zeros follow the block."""
 
 # A block should stay in the processor's cache until the last loop has read it: 2, 4 and
 # 8 MiB took 1.44, 1.33 and 1.35 s for 12 million samples.
 _BLOCK_BYTES: Final = 4 << 20
-# Size of the first block, and of a block after a record that ``follow`` leaves: the next
+# Size of the first block, and of a block after a record that ``process_block`` leaves: the next
 # record may be one too.
 _SMALL_BYTES: Final = 8 << 10
 _HEADER: Final = 8
@@ -234,7 +235,7 @@ class RecordReader:
     cut_short: str = ""
     _block: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
     _zstd: _Zstd | None = None
-    _rest: bytes = b""
+    _partial_record: bytes = b""
     _n_packed: int = 0
     _n_unpacked: int = 0
     _end: int = field(init=False)
@@ -243,22 +244,22 @@ class RecordReader:
         self.at = self.perf.data_at
         self._end = min(self.perf.data_at + self.perf.data_size, self.perf.file.size)
 
-    def read(self, follow: Follow) -> Iterator[None]:
-        """Call ``follow`` for one block after the other; yield after each.
+    def read(self, process_block: ProcessBlock) -> Iterator[None]:
+        """Call ``process_block`` for one block after the other; yield after each.
 
-        The next block overwrites the previous one.  If ``follow`` leaves the first record of a
-        block, that record is processed here.
+        The next block overwrites the previous one.  If ``process_block`` leaves the first record of
+        a block, that record is processed here.
         """
         window = _SMALL_BYTES
         while self.at < self._end:
             n_bytes = self._fill(min(window, self._end - self.at))
-            n_taken = follow(self._block, n_bytes)
+            n_taken = process_block(self._block, n_bytes)
             self.at += n_taken
             window = min(4 * window, _BLOCK_BYTES) if n_taken else _SMALL_BYTES
-            if not n_taken and not self._take_apart(follow):
+            if not n_taken and not self._process_one(process_block):
                 break
             yield
-        if self._rest:
+        if self._partial_record:
             self.cut_short = self.cut_short or "compressed records end in the middle"
 
     def _fill(self, n_wanted: int) -> int:
@@ -268,7 +269,7 @@ class RecordReader:
         self._block[n_bytes : n_bytes + PADDING] = 0
         return n_bytes
 
-    def _take_apart(self, follow: Follow) -> bool:
+    def _process_one(self, process_block: ProcessBlock) -> bool:
         """Process the record at ``at``, which is longer than its block or of a rare type.
 
         Returns:
@@ -285,7 +286,7 @@ class RecordReader:
         body = self.perf.file.read(self.at + _HEADER, size - _HEADER)
         self.at += size
         if kind in (kinds.COMPRESSED, kinds.COMPRESSED2):
-            self._unpack(body, kind, follow)
+            self._unpack(body, kind, process_block)
         elif kind == kinds.AUXTRACE:
             self.at += int.from_bytes(body[:8], "little")
         elif kind == kinds.TRACING_DATA:
@@ -293,10 +294,10 @@ class RecordReader:
             self.perf.take_feature(TRACING_DATA, self.perf.file.read(self.at, n_bytes))
             self.at += (n_bytes + 7) // 8 * 8
         else:
-            follow(_padded(head + body), size)
+            process_block(_padded(head + body), size)
         return True
 
-    def _unpack(self, body: bytes, kind: int, follow: Follow) -> None:
+    def _unpack(self, body: bytes, kind: int, process_block: ProcessBlock) -> None:
         """Unpack the next part of the stream that all compressed records form, and process it."""
         if kind == kinds.COMPRESSED2:
             body = body[8 : 8 + int.from_bytes(body[:8], "little")]
@@ -304,11 +305,11 @@ class RecordReader:
         if unpacked is None:
             self.is_damaged, self.at = True, self._end
             return
-        data = self._rest + unpacked
-        self._rest = data[follow(_padded(data), len(data)) :]
-        if len(self._rest) > _MAX_RECORD:
+        data = self._partial_record + unpacked
+        self._partial_record = data[process_block(_padded(data), len(data)) :]
+        if len(self._partial_record) > _MAX_RECORD:
             # No record is that long: this one is damaged, and no later one can be found.
-            self.is_damaged, self._rest, self.at = True, b"", self._end
+            self.is_damaged, self._partial_record, self.at = True, b"", self._end
 
     def _unpacked(self, body: bytes) -> bytes | None:
         import zstandard  # noqa: PLC0415 - slow to import, seldom needed
@@ -317,18 +318,18 @@ class RecordReader:
             self._zstd = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(
                 read_across_frames=True
             )
-        made = bytearray()
+        output = bytearray()
         for start in range(0, len(body), _SLICE_BYTES):
             try:
-                made += self._zstd.decompress(body[start : start + _SLICE_BYTES])
+                output += self._zstd.decompress(body[start : start + _SLICE_BYTES])
             except (zstandard.ZstdError, MemoryError):
                 return None
-            if len(made) > _MAX_UNPACKED:
+            if len(output) > _MAX_UNPACKED:
                 return None
         self._n_packed += len(body)
-        self._n_unpacked += len(made)
+        self._n_unpacked += len(output)
         bound = _MAX_RATIO * self._n_packed + _MAX_UNPACKED
-        return bytes(made) if self._n_unpacked < bound else None
+        return bytes(output) if self._n_unpacked < bound else None
 
 
 def _padded(data: bytes) -> Bytes:
@@ -357,11 +358,11 @@ class PerfReader:
         self.ordered = OrderedEvents(self.stats)
         self.sideband = SidebandRecords(self.perf, self.stats, self.names, self.ordered)
         self._records = RecordReader(self.perf)
-        self._learn({}, [])
+        self._set_events({}, [])
 
-    def _learn(self, formats: Mapping[int, EventFormat], attrs: Sequence[Attr]) -> None:
+    def _set_events(self, formats: Mapping[int, EventFormat], attrs: Sequence[Attr]) -> None:
         self._catalog = EventCatalog(formats, self.registry, self.stats, _printed_name)
-        self.ordered.learn(attrs, self.perf.event_name, self._catalog)
+        self.ordered.set_events(attrs, self.perf.event_name, self._catalog)
 
     @property
     def n_bytes(self) -> int:
@@ -375,12 +376,12 @@ class PerfReader:
             FormatError: If the file has no attributes or formats of the events.
         """
         self.ordered.run = run
-        for _ in self._records.read(self._follow):
+        for _ in self._records.read(self._process_block):
             yield from self._batch(self.ordered.ready())
         if not self._has_begun:
             self._begin()
-        yield from self._batch(self.ordered.rest())
-        self._note_losses()
+        yield from self._batch(self.ordered.flush())
+        self._record_losses()
 
     @property
     def position(self) -> int:
@@ -393,15 +394,15 @@ class PerfReader:
         clock = clocks.pop() if len(clocks) == 1 else None
         return Header(self.perf.kernel, self.perf.tool or "perf", clock, None, None, True)
 
-    def _follow(self, data: Bytes, n_bytes: int) -> int:
+    def _process_block(self, data: Bytes, n_bytes: int) -> int:
         """Process the records of a block; return the byte of the first one that was left."""
-        why, at = FIRST_SAMPLE, 0
-        while why != END:
-            why, at, others = self.ordered.queue(data, at, n_bytes)
-            for place, newest in others:
-                size = int.from_bytes(data[place + 6 : place + 8].tobytes(), "little")
-                self.sideband.take(data[place : place + size].tobytes(), newest)
-            if why == FIRST_SAMPLE:
+        reason, at = FIRST_SAMPLE, 0
+        while reason != END:
+            reason, at, records = self.ordered.queue(data, at, n_bytes)
+            for offset, newest in records:
+                size = int.from_bytes(data[offset + 6 : offset + 8].tobytes(), "little")
+                self.sideband.process(data[offset : offset + size].tobytes(), newest)
+            if reason == FIRST_SAMPLE:
                 self._begin()
         return at
 
@@ -416,20 +417,22 @@ class PerfReader:
                 + "; let perf record end by itself or with Ctrl-C, which writes them"
             )
         self._has_begun = True
-        self._learn(self.perf.formats.events, self.perf.attrs)
+        self._set_events(self.perf.formats.events, self.perf.attrs)
 
-    def _batch(self, given: Given | None) -> Iterator[RecordBatch]:
-        """Yield the batch of ``given``, unless it is None, and record its threads."""
-        if given is not None:
-            self.names.record(given.batch, given.limit, given.tids, given.first_row)
-            yield given.batch
+    def _batch(self, ordered: OrderedBatch | None) -> Iterator[RecordBatch]:
+        """Yield the batch of ``ordered``, unless it is None, and record its threads."""
+        if ordered is not None:
+            self.names.record(ordered.batch, ordered.limit, ordered.tids, ordered.first_row)
+            yield ordered.batch
 
-    def _note_losses(self) -> None:
+    def _record_losses(self) -> None:
         """Record losses of the whole recording, and those that its settings caused."""
-        ours = set(self._catalog.wanted_numbers())
-        wanted = [a for a in self.perf.attrs if a.type == TRACEPOINT and a.config in ours]
-        for kind, way in sorted({loss for attr in wanted for loss in attr.missing().items()}):
-            self.stats.record_loss(kind, None, f"record with {way}")
+        used_ids = set(self._catalog.used_event_ids())
+        used_attrs = [a for a in self.perf.attrs if a.type == TRACEPOINT and a.config in used_ids]
+        for kind, option in sorted(
+            {loss for attr in used_attrs for loss in attr.missing().items()}
+        ):
+            self.stats.record_loss(kind, None, f"record with {option}")
         if self._records.is_damaged:
             n_left = self.perf.data_at + self.perf.data_size - self._records.at
             self.stats.record_loss("damaged", None, f"{max(0, n_left)} bytes of records")
@@ -438,6 +441,6 @@ class PerfReader:
                 self.stats.record_loss("truncated", None, detail)
 
 
-def _printed_name(made: EventFormat) -> str:
+def _printed_name(event: EventFormat) -> str:
     """Return the name of a tracepoint as perf script prints it."""
-    return f"{made.system}:{made.name}"
+    return f"{event.system}:{event.name}"

@@ -120,7 +120,7 @@ class Common:
 # has the field.
 _TYPE: Final = Field("common_type", 0, 2, False, True)
 # Kernels with the real-time patches had four bytes more than the eight of others.
-_MOST_COMMON: Final = 16
+_MAX_COMMON_BYTES: Final = 16
 
 
 def common_of(formats: Iterable[EventFormat]) -> Common:
@@ -135,7 +135,7 @@ def common_of(formats: Iterable[EventFormat]) -> Common:
         if place is not None and place.is_number and place.end <= 8:
             names = ("common_pid", "common_flags", "common_preempt_count")
             others = (fields.get(name) for name in names)
-            return Common(place, *(x if x and x.end <= _MOST_COMMON else None for x in others))
+            return Common(place, *(x if x and x.end <= _MAX_COMMON_BYTES else None for x in others))
     return Common(_TYPE, None, None, None)
 
 
@@ -165,7 +165,7 @@ def page_layout(header_page: str, size: int) -> PageLayout | None:
     first = fields.get("data")
     data = commit.end if first is None else first.offset
     timestamp = fields.get("timestamp")
-    sound = (
+    is_valid = (
         size <= MAX_PAGE_BYTES
         and commit.size == 8
         and commit.end <= data < size
@@ -173,7 +173,7 @@ def page_layout(header_page: str, size: int) -> PageLayout | None:
         and size % 4 == 0
         and (timestamp is None or (timestamp.offset, timestamp.size) == (0, 8))
     )
-    return PageLayout(size, data, commit.offset) if sound else None
+    return PageLayout(size, data, commit.offset) if is_valid else None
 
 
 def page_size_of(header_page: str) -> int | None:
@@ -183,8 +183,8 @@ def page_size_of(header_page: str) -> int | None:
     (sub-buffers, Linux 6.8): kernel/trace/ring_buffer.c, ring_buffer_print_page_header.
     """
     data = fields_of(header_page).get("data")
-    sound = data is not None and 64 <= data.end <= MAX_PAGE_BYTES and data.end % 4 == 0
-    return data.end if data is not None and sound else None
+    is_valid = data is not None and 64 <= data.end <= MAX_PAGE_BYTES and data.end % 4 == 0
+    return data.end if data is not None and is_valid else None
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ class Formats:
 
     header_page: str = ""
     events: dict[int, EventFormat] = field(default_factory=dict)
-    _n_taken: int = 0
+    _n_events: int = 0
 
     def add(self, text: bytes, system: str) -> None:
         """Add the text of an event's format; of two with the same ID the first is kept."""
@@ -221,7 +221,7 @@ class Formats:
             CutShortError: If there are fewer than declared, or more than there are event IDs.
         """
         for _ in range(cursor.number(4)):
-            self._take_place()
+            self._count_event()
             self.add(part(cursor, cursor.number(8)), "ftrace")
 
     def read_events(self, cursor: Cursor) -> None:
@@ -232,15 +232,15 @@ class Formats:
         """
         for _ in range(cursor.number(4)):
             system = cursor.text()
-            self._take_place()
+            self._count_event()
             for _ in range(cursor.number(4)):
-                self._take_place()
+                self._count_event()
                 self.add(part(cursor, cursor.number(8)), system)
 
-    def _take_place(self) -> None:
+    def _count_event(self) -> None:
         """Count a system or event; raise CutShortError beyond the number of event IDs."""
-        self._n_taken += 1
-        if self._n_taken > _MAX_EVENTS:
+        self._n_events += 1
+        if self._n_events > _MAX_EVENTS:
             raise CutShortError
 
 

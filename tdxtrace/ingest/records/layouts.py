@@ -64,30 +64,30 @@ class Layout:
     """Least bytes of a record, so that every field lies within it."""
 
     @property
-    def is_wanted(self) -> bool:
+    def is_used(self) -> bool:
         """Whether its records become rows."""
         return self.kind not in ("noise", "unmapped", "undecoded")
 
 
 def layout_of(
-    made: EventFormat, name: str, registry: EventRegistry, symbol: str | None = None
+    event_format: EventFormat, name: str, registry: EventRegistry, symbol: str | None = None
 ) -> Layout:
     """Return the layout of an event's records.
 
     Args:
-        made: The event's format.
+        event_format: The event's format.
         name: The event's name as the recording's own tool prints it.
         registry: Registry in which the event is looked up or added.
         symbol: The kernel function at its probe, if the recording has it.
     """
-    index = registry.event_id(name, _as_text(made, symbol))
+    index = registry.event_id(name, _as_text(event_format, symbol))
     event = registry.events[index]
-    reads = {} if event.kind in ("noise", "unmapped") else _reads(made, event)
+    reads = {} if event.kind in ("noise", "unmapped") else _reads(event_format, event)
     needs = tuple("fn" if need == "leaf" else need for need in event.needs)
     kind: str = event.kind
-    if any(need not in reads for need in (*needs, *_needs_of(made.name))):
+    if any(need not in reads for need in (*needs, *_needs_of(event_format.name))):
         kind, reads = "undecoded", {}
-    size = max((place.end for place in reads.values()), default=0)
+    size = max((record_field.end for record_field in reads.values()), default=0)
     return Layout(index, kind, name, reads, size)
 
 
@@ -95,28 +95,28 @@ def _needs_of(name: str) -> tuple[str, ...]:
     return (_KVM_NEEDS[name],) if name in _KVM_NEEDS else ()
 
 
-def _as_text(made: EventFormat, symbol: str | None) -> str:
+def _as_text(event_format: EventFormat, symbol: str | None) -> str:
     """Return text like the event's printed lines, with enough of its probe to classify it.
 
     The kernel prints a probe's address as a symbol, tools print it as a number.
     """
-    keys = " ".join(f"{key}=" for key in made.fields if not key.startswith("common_"))
+    keys = " ".join(f"{key}=" for key in event_format.fields if not key.startswith("common_"))
     if symbol is None:
         return keys
-    if "__probe_ret_ip" in made.fields:
+    if "__probe_ret_ip" in event_format.fields:
         return f"(caller <- {symbol}) {keys}"
     return f"({symbol}+0x0/0x0) {keys}"
 
 
-def _reads(made: EventFormat, event: Event) -> dict[str, Field]:
-    slots = _KVM_SLOTS.get(made.name, event.slots)
-    if event.probe == "tracepoint" and made.name in OUT_OF_TREE:
-        slots = _PROPOSED_SLOTS[OUT_OF_TREE[made.name][0]]
+def _reads(event_format: EventFormat, event: Event) -> dict[str, Field]:
+    slots = _KVM_SLOTS.get(event_format.name, event.slots)
+    if event.probe == "tracepoint" and event_format.name in OUT_OF_TREE:
+        slots = _PROPOSED_SLOTS[OUT_OF_TREE[event_format.name][0]]
     reads: dict[str, Field] = {}
-    for key, place in made.fields.items():
+    for key, record_field in event_format.fields.items():
         slot = None if key.startswith("common_") else slots.get(key.lower())
-        if slot is not None and place.is_number:
-            reads.setdefault(slot, place)
+        if slot is not None and record_field.is_number:
+            reads.setdefault(slot, record_field)
     return reads
 
 
@@ -145,8 +145,12 @@ def common_fields_of(common: Common) -> CommonFields:
     )
 
 
-def _offset(place: Field | None, size: int) -> int:
-    return place.offset if place and place.is_number and place.size == size else -1
+def _offset(record_field: Field | None, size: int) -> int:
+    return (
+        record_field.offset
+        if record_field and record_field.is_number and record_field.size == size
+        else -1
+    )
 
 
 @dataclass(slots=True)
@@ -159,43 +163,43 @@ class FieldTables:
     """Number of layouts."""
     n_fields: int = 0
     layouts: I64Array = field(default_factory=lambda: np.zeros((16, 5), np.int64))
-    """By layout: FIRST row in ``fields`` and the row after its last one (BEHIND), LEAST bytes of a
-    record or -1 if its records become no rows, EVENT index in the registry's list, and index of its
-    SLOTS in FieldLayouts. The array has spare rows at the end."""
+    """By layout: FIRST_FIELD, its first row in ``fields``, and FIELDS_END, the row after its last one;
+    MIN_BYTES of a record, -1 if its records become no rows; EVENT, index in the registry's list;
+    and index of its SLOTS in FieldLayouts. The array has unused rows at the end."""
     fields: I64Array = field(default_factory=lambda: np.zeros((64, 3), np.int64))
     """By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned."""
 
     def add(self, layout: Layout) -> None:
         """Append a layout."""
-        reads = {s: x for s, x in layout.reads.items() if s in SLOTS} if layout.is_wanted else {}
+        reads = {s: x for s, x in layout.reads.items() if s in SLOTS} if layout.is_used else {}
         while self.n == len(self.layouts):
             self.layouts = np.concatenate([self.layouts, np.zeros_like(self.layouts)])
         while self.n_fields + len(reads) > len(self.fields):
             self.fields = np.concatenate([self.fields, np.zeros_like(self.fields)])
         first = self.n_fields
-        for place in reads.values():
-            self.fields[self.n_fields] = _numbers(place)
+        for record_field in reads.values():
+            self.fields[self.n_fields] = _numbers(record_field)
             self.n_fields += 1
-        least = layout.size if layout.is_wanted else -1
+        min_bytes = layout.size if layout.is_used else -1
         slots = self.slots.intern(tuple(reads))
-        self.layouts[self.n] = first, self.n_fields, least, layout.event, slots
+        self.layouts[self.n] = first, self.n_fields, min_bytes, layout.event, slots
         self.n += 1
 
 
-def _numbers(place: Field) -> tuple[int, int, int]:
-    bits = 8 * place.size
+def _numbers(record_field: Field) -> tuple[int, int, int]:
+    bits = 8 * record_field.size
     if bits == 64:
-        return place.offset, -1, 0
-    return place.offset, (1 << bits) - 1, 1 << bits - 1 if place.signed else 0
+        return record_field.offset, -1, 0
+    return record_field.offset, (1 << bits) - 1, 1 << bits - 1 if record_field.signed else 0
 
 
 NOT_INTERNED: Final = -1
 _NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
-_STAND_INS: Final = 1 << 10
+_SYNTHETIC_IDS: Final = 1 << 10
 
 
 def _no_index() -> I64Array:
-    return np.full(_NUMBERS + _STAND_INS + 1, NOT_INTERNED, np.int64)
+    return np.full(_NUMBERS + _SYNTHETIC_IDS + 1, NOT_INTERNED, np.int64)
 
 
 @dataclass(slots=True)
@@ -230,19 +234,21 @@ class EventCatalog:
             record: Byte of the block at which the record begins.
         """
         if self.index[number] == NOT_INTERNED:
-            made = self.formats.get(number)
-            if made is None:
+            event_format = self.formats.get(number)
+            if event_format is None:
                 layout = Layout(0, "undecoded", f"event {number} without a format", {}, 0)
             else:
-                symbol = self._symbol(made, int64_at, record)
-                layout = layout_of(made, self.printed_name(made), self.registry, symbol)
+                symbol = self._symbol(event_format, int64_at, record)
+                layout = layout_of(
+                    event_format, self.printed_name(event_format), self.registry, symbol
+                )
             self._add(number, layout)
         return int(self.index[number])
 
-    def add_stand_in(self, kind: str, name: str) -> int:
+    def add_synthetic_event(self, kind: str, name: str) -> int:
         """Return a synthetic event ID for records of which only kind and name are known."""
         free = np.flatnonzero(self.index[_NUMBERS:-1] == NOT_INTERNED)
-        number = _NUMBERS + (int(free[0]) if len(free) else _STAND_INS)
+        number = _NUMBERS + (int(free[0]) if len(free) else _SYNTHETIC_IDS)
         self._add(number, Layout(0, kind, name, {}, 0))
         return number
 
@@ -252,19 +258,25 @@ class EventCatalog:
         self.tables.add(layout)
         self._numbers.append(number)
 
-    def _symbol(self, made: EventFormat, int64_at: I64Array, record: int) -> str | None:
+    def _symbol(self, event_format: EventFormat, int64_at: I64Array, record: int) -> str | None:
         """Return the function at an event's probe, or None if the event's name contains it."""
-        place = made.fields.get("__probe_func") or made.fields.get("__probe_ip")
-        if place is None or not place.is_number or function_named(made.name) is not None:
+        record_field = event_format.fields.get("__probe_func") or event_format.fields.get(
+            "__probe_ip"
+        )
+        if (
+            record_field is None
+            or not record_field.is_number
+            or function_named(event_format.name) is not None
+        ):
             return None
-        at = record + place.offset
+        at = record + record_field.offset
         word = int(int64_at[at]) if at < len(int64_at) else 0
-        return self.symbol_at(word & (1 << 8 * place.size) - 1)
+        return self.symbol_at(word & (1 << 8 * record_field.size) - 1)
 
-    def wanted_numbers(self) -> Iterator[int]:
+    def used_event_ids(self) -> Iterator[int]:
         """Return the interned event IDs whose records become rows."""
         pairs = zip(self._numbers, self.layouts, strict=True)
-        return (number for number, layout in pairs if layout.is_wanted)
+        return (number for number, layout in pairs if layout.is_used)
 
     def count(self, counts: I64Array) -> None:
         """Add records to the statistics: those with rows by name, others as losses.
@@ -274,13 +286,13 @@ class EventCatalog:
                 short for their fields, which become no rows, and line of the first one.
         """
         n, line, n_short, short_line = (column.tolist() for column in counts.T)
-        for _, which in sorted((self._numbers[x], x) for x in range(len(self.layouts)) if n[x]):
-            layout = self.layouts[which]
-            if layout.is_wanted:
-                self.stats.events[layout.name] += n[which] - n_short[which]
+        for _, number in sorted((self._numbers[x], x) for x in range(len(self.layouts)) if n[x]):
+            layout = self.layouts[number]
+            if layout.is_used:
+                self.stats.events[layout.name] += n[number] - n_short[number]
             else:
-                self.stats.count(layout.kind, layout.name, line[which], n[which])
+                self.stats.count(layout.kind, layout.name, line[number], n[number])
         short = [x for x in range(len(self.layouts)) if n_short[x]]
-        for which in sorted(short, key=lambda x: short_line[x]):
-            name = self.layouts[which].name
-            self.stats.count("undecoded", name, short_line[which], n_short[which])
+        for number in sorted(short, key=lambda x: short_line[x]):
+            name = self.layouts[number].name
+            self.stats.count("undecoded", name, short_line[number], n_short[number])

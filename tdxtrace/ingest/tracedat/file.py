@@ -37,7 +37,7 @@ _COMPRESSED: Final = 1
 _OPTIONS_SECTION: Final = 0
 _BUFFER_SECTION: Final = 3
 # Bytes of a section's header: number, flags, description, length.
-_SECTION_HEAD: Final = 16
+_SECTION_HEADER_BYTES: Final = 16
 # Most sections visited in search of pages: a file has some ten.
 _MAX_SECTIONS: Final = 1 << 10
 # Highest number of a section or option: trace-cmd.dat.v7(5), BUFFER_TEXT.
@@ -45,7 +45,7 @@ _MAX_SECTION: Final = 22
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _BufferSection:
     """The section of a buffer, found by walking the sections."""
 
     at: int
@@ -101,46 +101,46 @@ def read_dat(file: DataFile) -> DatFile:
         _read_v7(dat, cursor)
     else:
         _read_v6(dat, cursor)
-    _part_overlaps(dat)
+    _remove_overlaps(dat)
     return dat
 
 
-def _part_overlaps(dat: DatFile) -> None:
+def _remove_overlaps(dat: DatFile) -> None:
     """Cut the data of each CPU where that of another begins, so that no byte is read twice."""
-    given = [data for buffer in dat.options.buffers for data in buffer.cpus if data.size]
-    starts = sorted({data.at for data in given})
-    behind = dict(pairwise(starts))
-    kept: dict[int, CpuData] = {}
-    for data in given:
-        size = min(data.size, behind.get(data.at, data.at + data.size) - data.at)
-        kept.setdefault(data.at, replace(data, size=size))
-    if list(kept.values()) == given:
+    cpu_data = [data for buffer in dat.options.buffers for data in buffer.cpus if data.size]
+    starts = sorted({data.at for data in cpu_data})
+    next_start = dict(pairwise(starts))
+    unique: dict[int, CpuData] = {}
+    for data in cpu_data:
+        size = min(data.size, next_start.get(data.at, data.at + data.size) - data.at)
+        unique.setdefault(data.at, replace(data, size=size))
+    if list(unique.values()) == cpu_data:
         return
     dat.cut_short = dat.cut_short or "the data of its CPUs overlap"
     dat.options.buffers = [
-        replace(b, cpus=tuple(kept.pop(d.at) for d in b.cpus if d.size and d.at in kept))
+        replace(b, cpus=tuple(unique.pop(d.at) for d in b.cpus if d.size and d.at in unique))
         for b in dat.options.buffers
     ]
 
 
 def _read_v6(dat: DatFile, cursor: Cursor) -> None:
     """Read version 6, in which the parts follow one another."""
-    where = "the event formats"
+    part_name = "the event formats"
     try:
         dat.formats.read_headers(cursor)
         dat.formats.read_ftrace(cursor)
         dat.formats.read_events(cursor)
-        where = "kallsyms"
+        part_name = "kallsyms"
         dat.options.parts[options.KALLSYMS] = cursor.at
         cursor.skip(cursor.number(4))
-        where = "the printk formats"
+        part_name = "the printk formats"
         cursor.skip(cursor.number(4))
-        where = "the command lines"
+        part_name = "the command lines"
         dat.cmdlines = part(cursor, cursor.number(8)).decode("utf-8", "replace")
-        where = "the options"
+        part_name = "the options"
         _options_v6(dat, cursor)
     except CutShortError:
-        dat.cut_short = f"the file ends in {where}"
+        dat.cut_short = f"the file ends in {part_name}"
 
 
 def _options_v6(dat: DatFile, cursor: Cursor) -> None:
@@ -149,7 +149,7 @@ def _options_v6(dat: DatFile, cursor: Cursor) -> None:
     if kind.startswith(b"options"):
         while (number := cursor.number(2)) != options.DONE:
             data = part(cursor, cursor.number(4))
-            dat.options.take(number, data, False)
+            dat.options.parse(number, data, False)
         kind = cursor.take(10)
     n_cpus = dat.options.n_cpus if dat.options.n_cpus is not None else n_cpus
     others = dat.options.buffers
@@ -181,9 +181,9 @@ def _read_v7(dat: DatFile, cursor: Cursor) -> None:
         at = cursor.number(8)
     except CutShortError:
         raise FormatError(f"{dat.file.shown} is a trace.dat cut short in its head") from None
-    seen: set[int] = set()
-    while at and at not in seen:
-        seen.add(at)
+    visited: set[int] = set()
+    while at and at not in visited:
+        visited.add(at)
         try:
             at = _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION)))
         except CutShortError:
@@ -192,24 +192,24 @@ def _read_v7(dat: DatFile, cursor: Cursor) -> None:
         except DamagedPartError:
             dat.cut_short = "an options section is damaged"
             break
-    if at and at in seen and not dat.cut_short:
+    if at and at in visited and not dat.cut_short:
         dat.cut_short = "its lists of options form a circle"
     if dat.cut_short and not dat.options.buffers:
-        found = _walk_sections(dat, cursor.at, seen)
+        found = _walk_sections(dat, cursor.at, visited)
         _parts_v7(dat)
-        dat.options.buffers = [_listless(dat, section) for section in found]
+        dat.options.buffers = [_buffer_without_cpus(dat, section) for section in found]
         if any(data.cpu < 0 for buffer in dat.options.buffers for data in buffer.cpus):
             dat.cut_short += "; which CPUs its pages are of is not known"
     else:
         _parts_v7(dat)
 
 
-def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
+def _walk_sections(dat: DatFile, at: int, visited: set[int]) -> list[_BufferSection]:
     """Walk the sections, as their list is missing; return those of buffers.
 
     Each section has its length, but a buffer section only if it was written completely.
     """
-    buffers: list[_Found] = []
+    buffers: list[_BufferSection] = []
     for _ in range(_MAX_SECTIONS):
         head = Cursor(dat.file, at=at)
         try:
@@ -221,12 +221,12 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
         if number == _BUFFER_SECTION:
             is_open = not size
             size = size or dat.file.size - head.at
-            buffers.append(_Found(at, size, bool(flags & _COMPRESSED)))
+            buffers.append(_BufferSection(at, size, bool(flags & _COMPRESSED)))
             if is_open:
                 break
         elif number in options.PARTS:
             dat.options.parts.setdefault(number, at)
-        elif number == _OPTIONS_SECTION and size and at not in seen:
+        elif number == _OPTIONS_SECTION and size and at not in visited:
             with suppress(CutShortError, DamagedPartError):
                 _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION)))
         elif number > _MAX_SECTION or not size:
@@ -235,13 +235,13 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
     return [] if dat.options.buffers else buffers
 
 
-def _listless(dat: DatFile, found: _Found) -> Buffer:
+def _buffer_without_cpus(dat: DatFile, found: _BufferSection) -> Buffer:
     """Return a buffer whose list of CPUs is missing, and with it the buffer's name and clock."""
     size = page_size_of(dat.formats.header_page) or dat.page_size
     # Guest clocks are corrected by CPU, which is impossible without the list.
     if dat.options.shifts:
         return Buffer("", found.at, page_size=size)
-    at = found.at + _SECTION_HEAD
+    at = found.at + _SECTION_HEADER_BYTES
     end = min(at + found.size, dat.file.size)
     cpus = find_cpus(dat.file, (at, end), size, found.is_compressed, dat.options.n_cpus)
     return Buffer("", found.at, page_size=size, cpus=cpus)
@@ -254,7 +254,7 @@ def _options_v7(dat: DatFile, cursor: Cursor) -> int:
         data = cursor.take(size)
         if number == options.DONE:
             return Cursor(data).number(8)
-        dat.options.take(number, data, True)
+        dat.options.parse(number, data, True)
     return 0
 
 
@@ -269,12 +269,12 @@ def _parts_v7(dat: DatFile) -> None:
         if at is None:
             continue
         try:
-            _take_section(dat, number, Cursor(_section(dat, at, number)))
+            _read_section(dat, number, Cursor(_section(dat, at, number)))
         except (CutShortError, DamagedPartError):
             dat.cut_short = dat.cut_short or f"the {name} are damaged"
 
 
-def _take_section(dat: DatFile, number: int, cursor: Cursor) -> None:
+def _read_section(dat: DatFile, number: int, cursor: Cursor) -> None:
     if number == options.HEADER_INFO:
         dat.formats.read_headers(cursor)
     elif number == options.FTRACE_EVENTS:
@@ -339,7 +339,7 @@ def is_compressed(dat: DatFile, buffer: Buffer) -> bool:
 _LINE: Final = rb"^(?P<address>[0-9a-f]{8,16}) [tTwW] (?P<name>%s)(?:\s|$)"
 # A probe is at most this many bytes into its function: an entry probe after the
 # prologue (endbr64 and the ftrace call: 9 bytes), a return probe at the start.
-_REACH: Final = 16
+_MAX_PROBE_OFFSET: Final = 16
 
 
 def symbol_finder(kallsyms: Callable[[], bytes]) -> Callable[[int], str | None]:
@@ -354,8 +354,8 @@ def symbol_finder(kallsyms: Callable[[], bytes]) -> Callable[[int], str | None]:
         nonlocal found
         if found is None:
             found = _addresses(kallsyms())
-        near = (found.get(address - step) for step in range(_REACH + 1))
-        return next((symbol for symbol in near if symbol is not None), None)
+        candidates = (found.get(address - step) for step in range(_MAX_PROBE_OFFSET + 1))
+        return next((symbol for symbol in candidates if symbol is not None), None)
 
     return name
 
@@ -363,6 +363,6 @@ def symbol_finder(kallsyms: Callable[[], bytes]) -> Callable[[int], str | None]:
 def _addresses(kallsyms: bytes) -> dict[int, str]:
     names = b"|".join(re.escape(name.encode()) for name in sorted(functions()))
     lines = re.finditer(_LINE % names, kallsyms, re.MULTILINE)
-    made = {int(line["address"], 16): line["name"].decode() for line in lines}
-    made.pop(0, None)
-    return made
+    symbols = {int(line["address"], 16): line["name"].decode() for line in lines}
+    symbols.pop(0, None)
+    return symbols

@@ -68,15 +68,15 @@ class PlainPages:
 
     def read(self, into: Bytes) -> int:
         """Fill ``into`` with further pages; return the number of bytes, 0 at the end."""
-        wanted = min(len(into), self.size)
-        made = self.file.fill(self.at, into[:wanted])
-        self.at, self.size = self.at + made, self.size - made
-        if made < wanted:
+        n_wanted = min(len(into), self.size)
+        n_read = self.file.fill(self.at, into[:n_wanted])
+        self.at, self.size = self.at + n_read, self.size - n_read
+        if n_read < n_wanted:
             self.size, self.cut_short = 0, _CUT_SHORT
-        return _whole(into, made, self.layout)
+        return _complete_last_page(into, n_read, self.layout)
 
 
-def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
+def _complete_last_page(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
     """Turn a last page that is cut short into a whole page with less data; return the new size.
 
     A page cut within its header is dropped, and so is one that has no room in ``pages``.
@@ -106,16 +106,16 @@ class CompressedPages:
     """Offset after the last chunk."""
     cut_short: str = ""
     n_unpacked: int = 0
-    _most: int = field(init=False)
+    _max_unpacked: int = field(init=False)
     """Most bytes that all chunks together may unpack to."""
     n_bytes: int = field(init=False)
     """Estimate of the unpacked bytes: as if all chunks were as large as the first."""
     _n_chunks: int = 0
-    _rest: memoryview = field(default_factory=lambda: memoryview(b""))
+    _unread: memoryview = field(default_factory=lambda: memoryview(b""))
 
     def __post_init__(self) -> None:
         head = self.file.read(self.at, 12)
-        self._most = _MAX_CHUNK_BYTES + _MAX_RATIO * (self.end - self.at)
+        self._max_unpacked = _MAX_CHUNK_BYTES + _MAX_RATIO * (self.end - self.at)
         self.at += 4
         self._n_chunks, size = (int.from_bytes(head[at : at + 4], "little") for at in (0, 8))
         self.n_bytes = self._n_chunks * size
@@ -126,15 +126,15 @@ class CompressedPages:
         """Fill ``into`` with further pages; return the number of bytes, 0 at the end."""
         done = 0
         while done < len(into):
-            if not self._rest:
-                self._rest = self._chunk()
-                if not self._rest:
+            if not self._unread:
+                self._unread = self._chunk()
+                if not self._unread:
                     break
-            part = self._rest[: len(into) - done]
+            part = self._unread[: len(into) - done]
             into[done : done + len(part)] = np.frombuffer(part, np.uint8)
-            self._rest = self._rest[len(part) :]
+            self._unread = self._unread[len(part) :]
             done += len(part)
-        return _whole(into, done, self.layout)
+        return _complete_last_page(into, done, self.layout)
 
     def _chunk(self) -> memoryview:
         """Unpack the next chunk; empty at the end, or if the chunk is damaged."""
@@ -147,16 +147,16 @@ class CompressedPages:
             self.n_unpacked += size
             if self.at >= self.end:
                 raise CutShortError
-            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > self._most:
+            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > self._max_unpacked:
                 raise DamagedPartError
-            made = memoryview(self.unpack(cursor.take(packed), size))
+            chunk = memoryview(self.unpack(cursor.take(packed), size))
         except (CutShortError, DamagedPartError) as error:
             is_cut = isinstance(error, CutShortError)
             self.cut_short = _CUT_SHORT if is_cut else _DAMAGED
             self._n_chunks = 0
             return memoryview(b"")
         self.at = cursor.at
-        return made
+        return chunk
 
 
 # Number of pages whose timestamps are read at a time.
@@ -169,7 +169,7 @@ _FREE_CHUNKS: Final = 4096
 
 
 def find_cpus(
-    file: DataFile, place: tuple[int, int], page_size: int, is_compressed: bool, n_cpus: int | None
+    file: DataFile, span: tuple[int, int], page_size: int, is_compressed: bool, n_cpus: int | None
 ) -> tuple[CpuData, ...]:
     """Find the pages of each CPU in a buffer's data.
 
@@ -180,7 +180,7 @@ def find_cpus(
 
     Args:
         file: The trace.dat.
-        place: Offset of the first byte of the data, and of the first byte after it.
+        span: Offset of the first byte of the data, and of the first byte after it.
         page_size: Size of a page in bytes.
         is_compressed: Whether the pages are compressed.
         n_cpus: Number of CPUs of the recorded machine, None if the file does not have it.
@@ -188,10 +188,10 @@ def find_cpus(
     Returns:
         Pages by CPU; empty if there are more runs than CPUs, as then the data are not pages.
     """
-    most = MAX_CPUS if n_cpus is None else n_cpus
+    max_runs = MAX_CPUS if n_cpus is None else n_cpus
     find = _compressed_runs if is_compressed else _plain_runs
-    runs = find(file, _aligned(place[0], page_size), place[1], page_size, most)
-    if len(runs) > most:
+    runs = find(file, _aligned(span[0], page_size), span[1], page_size, max_runs)
+    if len(runs) > max_runs:
         return ()
     numbers = range(len(runs)) if len(runs) == n_cpus else [_UNKNOWN_CPU] * len(runs)
     return tuple(
@@ -204,13 +204,13 @@ def _aligned(at: int, page_size: int) -> int:
 
 
 def _compressed_runs(
-    file: DataFile, begin: int, end: int, page_size: int, most: int
+    file: DataFile, begin: int, end: int, page_size: int, max_runs: int
 ) -> list[tuple[int, int]]:
     """Walk the chunks of each CPU, a count followed by chunks with their lengths; return runs."""
     runs: list[tuple[int, int]] = []
     cursor = Cursor(file, at=begin)
     left = _FREE_CHUNKS + max(0, end - begin) // _CHUNK_BYTES
-    while cursor.at < end and len(runs) <= most:
+    while cursor.at < end and len(runs) <= max_runs:
         begin = cursor.at
         try:
             n_chunks = cursor.number(4)
@@ -231,7 +231,7 @@ def _compressed_runs(
 
 
 def _plain_runs(
-    file: DataFile, begin: int, end: int, page_size: int, most: int
+    file: DataFile, begin: int, end: int, page_size: int, max_runs: int
 ) -> list[tuple[int, int]]:
     """Split the pages into runs where time goes backwards, which it never does on one CPU."""
     starts = [begin]
@@ -241,10 +241,10 @@ def _plain_runs(
         n_pages = len(data) // page_size
         words = data[: n_pages * page_size].reshape(n_pages, page_size)[:, :8]
         times = np.concatenate([last, np.ascontiguousarray(words).view("<u8")[:, 0]])
-        back = np.flatnonzero(times[1:] < times[:-1]) + 1 - len(last)
-        starts += (at + back * page_size).tolist()
+        resets = np.flatnonzero(times[1:] < times[:-1]) + 1 - len(last)
+        starts += (at + resets * page_size).tolist()
         last = times[-1:]
-        if len(starts) > most:
+        if len(starts) > max_runs:
             break
     return list(zip(starts, [*starts[1:], end], strict=True)) if begin < end else []
 
@@ -286,11 +286,11 @@ class _Output:
     threads: I32Array
 
     @classmethod
-    def with_room(cls, n_rows: int, n_layouts: int) -> _Output:
+    def with_capacity(cls, n_rows: int, n_layouts: int) -> _Output:
         """Return arrays for ``n_rows`` rows."""
         return cls(
             tuple(np.empty(n_rows, kind) for name, kind in EVENT_COLUMNS.items() if name != "tgid"),
-            np.empty(n_rows * _WORDS_PER_ROW + loop.MOST_WORDS, np.int64),
+            np.empty(n_rows * _WORDS_PER_ROW + loop.MAX_ROW_WORDS, np.int64),
             np.empty((_GAPS, loop.GAP_COLUMNS), np.int64),
             np.zeros((n_layouts, loop.N_COUNTS), np.int64),
             np.empty(n_rows, np.int32),
@@ -310,7 +310,7 @@ class RingReader:
     tgids: Mapping[int, int] = field(default_factory=dict)
     run: Runner[Any] = interpreted
     _bytes: NDArray[np.uint8] = field(init=False)
-    _part: int = 0
+    _part_bytes: int = 0
     """Bytes of ``_bytes`` for each CPU."""
     _sources: I64Array = field(init=False)
     """By CPU: the columns that loops.pages names."""
@@ -320,10 +320,10 @@ class RingReader:
 
     def __post_init__(self) -> None:
         n, size = len(self.cpus), self.layout.size
-        self._part = max(1, min(_CPU_BYTES, _ALL_BYTES // max(1, n)) // size) * size
-        if n * self._part > _MAX_BYTES:
+        self._part_bytes = max(1, min(_CPU_BYTES, _ALL_BYTES // max(1, n)) // size) * size
+        if n * self._part_bytes > _MAX_BYTES:
             raise FormatError(f"{n} CPUs with pages of {size} bytes")
-        self._bytes = np.zeros(n * self._part + PADDING, np.uint8)
+        self._bytes = np.zeros(n * self._part_bytes + PADDING, np.uint8)
         self._sources = np.zeros((n, loop.N_COLUMNS), np.int64)
         self._sources[:, loop.CPU] = [pages.cpu for pages in self.cpus]
         self._sources[:, loop.HAS_MORE] = 1
@@ -345,7 +345,7 @@ class RingReader:
             if source[loop.N_EVENTS] and first_ns is not None and last_ns is not None:
                 self.stats.extend_cpu_span(cpu, first_ns, last_ns)
             if source[loop.N_LOST]:
-                n_lost = _counted(int(source[loop.N_LOST]))
+                n_lost = _known_count(int(source[loop.N_LOST]))
                 self.stats.record_gap(cpu, n_lost, self.stats.n_lines + 1, last_ns, None)
 
     @property
@@ -366,13 +366,13 @@ class RingReader:
             events; and the batch.
         """
         run, tables, at = self.run(loop.merge), self.catalog.tables, int64_at(self._bytes)
-        forms = self._forms()
-        out = _Output.with_room(BATCH_ROWS, len(tables.layouts))
+        shapes = self._shapes()
+        out = _Output.with_capacity(BATCH_ROWS, len(tables.layouts))
         done = n_sources, self.stats.n_lines, 0, 0, 0, 0
         while True:
             status, done = run(
                 at,
-                forms,
+                shapes,
                 self._sources,
                 order,
                 (self.catalog.index, tables.layouts, tables.fields),
@@ -386,14 +386,14 @@ class RingReader:
                     break
             elif status == loop.NEEDS_LAYOUT:
                 record = int(self._sources[order[0], loop.RECORD])
-                self.catalog.intern(event_number(at, record, forms[1]), at, record)
+                self.catalog.intern(event_number(at, record, shapes[1]), at, record)
                 n_more = len(tables.layouts) - len(out.counts)
                 out.counts = np.pad(out.counts, ((0, n_more), (0, 0)))
             else:
                 break
         return status, done[0], self._batch(out, done)
 
-    def _forms(self) -> tuple[loop.PageShape, CommonFields, loop.Shifts]:
+    def _shapes(self) -> tuple[loop.PageShape, CommonFields, loop.Shifts]:
         """Return the layout of pages and of common fields, and the clock corrections."""
         shape = self.layout.size, self.layout.data, self.layout.commit
         common = common_fields_of(self.catalog.common)
@@ -401,8 +401,8 @@ class RingReader:
 
     def _fill(self, source: int) -> None:
         """Read further pages of a CPU, replacing its pages in memory, which are used up."""
-        start = source * self._part
-        n_bytes = self.cpus[source].read(self._bytes[start : start + self._part])
+        start = source * self._part_bytes
+        n_bytes = self.cpus[source].read(self._bytes[start : start + self._part_bytes])
         state = self._sources[source]
         state[loop.NEXT_PAGE], state[loop.PAGES_END] = start, start + n_bytes
         state[loop.HAS_MORE] = n_bytes > 0
@@ -413,9 +413,11 @@ class RingReader:
         self.catalog.count(out.counts)
         for source, n_lost, after, before, line in out.gaps[:n_gaps].tolist():
             start_ns, end_ns = self.clock.one(after), self.clock.one(before)
-            self.stats.record_gap(self.cpus[source].cpu, _counted(n_lost), line, start_ns, end_ns)
+            self.stats.record_gap(
+                self.cpus[source].cpu, _known_count(n_lost), line, start_ns, end_ns
+            )
         self.stats.n_lines = n_lines
-        self._name(out.threads[:n_threads])
+        self._record_threads(out.threads[:n_threads])
         line, time, tid, cpu, in_irq, event, layout, first_word = (
             _cut(column, n_rows) for column in out.columns
         )
@@ -428,10 +430,10 @@ class RingReader:
             return np.full(len(tid), UNKNOWN, np.int32)
         known = np.array(sorted(self.tgids), np.int32)
         process = np.array([self.tgids[t] for t in known.tolist()], np.int32)
-        place = np.minimum(np.searchsorted(known, tid), len(known) - 1)
-        return np.where(known[place] == tid, process[place], UNKNOWN).astype(np.int32)
+        index = np.minimum(np.searchsorted(known, tid), len(known) - 1)
+        return np.where(known[index] == tid, process[index], UNKNOWN).astype(np.int32)
 
-    def _name(self, tids: I32Array) -> None:
+    def _record_threads(self, tids: I32Array) -> None:
         """Record the names of new threads in the statistics."""
         for tid in np.unique(tids).tolist():
             if tid not in self._tids:
@@ -440,7 +442,7 @@ class RingReader:
                 self.stats.record_thread(tid, comm, self.tgids.get(tid, UNKNOWN))
 
 
-def _counted(n_lost: int) -> int | None:
+def _known_count(n_lost: int) -> int | None:
     return None if n_lost < 0 else n_lost
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.batch import MAX_CPUS, I64Array, U64Array
-from tdxtrace.ingest.loops.pages import FAR, Shifts
+from tdxtrace.ingest.loops.pages import MAX_TIME, Shifts
 from tdxtrace.ingest.records.datafile import Cursor, CutShortError
 
 # Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; v6 has those below 16 too.
@@ -74,7 +74,7 @@ class Options:
     parts: dict[int, int] = field(default_factory=dict)
     """Offset of each part's section, by option number."""
 
-    def take(self, number: int, data: bytes, has_sections: bool) -> None:
+    def parse(self, number: int, data: bytes, has_sections: bool) -> None:
         """Parse one option; if it is cut short, the fields after the cut are ignored.
 
         Args:
@@ -83,9 +83,9 @@ class Options:
             has_sections: Whether the file has version 7, in which buffers list their CPUs.
         """
         with suppress(CutShortError):
-            self._take(number, data, has_sections)
+            self._parse(number, data, has_sections)
 
-    def _take(self, number: int, data: bytes, has_sections: bool) -> None:
+    def _parse(self, number: int, data: bytes, has_sections: bool) -> None:
         cursor = Cursor(data)
         if number in (_DATE, _OFFSET):
             self.offset_ns += strtoll(data) * (1000 if number == _DATE else 1)
@@ -100,9 +100,9 @@ class Options:
         elif number == _CPUCOUNT:
             self.n_cpus = min(cursor.number(4), MAX_CPUS)
         else:
-            self._take_text(number, data.partition(b"\0")[0].decode("utf-8", "replace"))
+            self._parse_text(number, data.partition(b"\0")[0].decode("utf-8", "replace"))
 
-    def _take_text(self, number: int, text: str) -> None:
+    def _parse_text(self, number: int, text: str) -> None:
         if number == _CPUSTAT:
             self.cpu_stats.append(text)
         elif number == _TRACECLOCK:
@@ -203,11 +203,13 @@ class Clock:
         """Convert ``timestamps``, which must not be negative, to ns."""
         if not self.mult and not self.offset_ns:
             return timestamps
-        made = timestamps.view(np.uint64)
-        made = made if not self.mult else _scaled(made, self.mult, self.shift)
+        scaled = timestamps.view(np.uint64)
+        scaled = scaled if not self.mult else _scaled(scaled, self.mult, self.shift)
         if self.offset_ns:
-            made = made + np.uint64(self.offset_ns & _MASK)
-        ns: I64Array = (made if self.offset_ns else np.minimum(made, np.uint64(FAR))).view(np.int64)
+            scaled = scaled + np.uint64(self.offset_ns & _MASK)
+        ns: I64Array = (scaled if self.offset_ns else np.minimum(scaled, np.uint64(MAX_TIME))).view(
+            np.int64
+        )
         return ns
 
     def one(self, timestamp: int) -> int | None:
@@ -218,10 +220,14 @@ class Clock:
 def _scaled(timestamps: U64Array, mult: int, shift: int) -> U64Array:
     """Return ``timestamps * mult >> shift``, keeping high bits (the kernel's mul_u64_u32_shr)."""
     low, high = timestamps & np.uint64(0xFFFF_FFFF), timestamps >> np.uint64(32)
-    made = low * np.uint64(mult) >> np.uint64(shift)
-    carried = high * np.uint64(mult)
-    moved = carried << np.uint64(32 - shift) if shift <= 32 else carried >> np.uint64(shift - 32)
-    total: U64Array = made + moved
+    low_part = low * np.uint64(mult) >> np.uint64(shift)
+    high_product = high * np.uint64(mult)
+    high_part = (
+        high_product << np.uint64(32 - shift)
+        if shift <= 32
+        else high_product >> np.uint64(shift - 32)
+    )
+    total: U64Array = low_part + high_part
     return total
 
 

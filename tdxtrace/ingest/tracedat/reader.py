@@ -55,7 +55,7 @@ class DatReader:
     dat: DatFile = field(init=False)
     _sources: list[CpuPages] = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
-    _owners: list[tuple[str, int]] = field(default_factory=list)
+    _buffer_cpus: list[tuple[str, int]] = field(default_factory=list)
     _ring: RingReader | None = None
 
     def __post_init__(self) -> None:
@@ -63,8 +63,8 @@ class DatReader:
         buffers = self.dat.options.buffers
         self._sources = [source for buffer in buffers for source in self._pages_of(buffer)]
         if not self._sources:
-            raise FormatError(self._nothing())
-        self.stats.n_buffers = len({name for name, _ in self._owners})
+            raise FormatError(self._no_data_message())
+        self.stats.n_buffers = len({name for name, _ in self._buffer_cpus})
 
     def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in time order.
@@ -92,7 +92,7 @@ class DatReader:
         )
         yield from self._ring.batches()
         if dat.cut_short and not self.stats.n_lines:
-            raise FormatError(self._nothing())
+            raise FormatError(self._no_data_message())
         self._losses()
 
     @property
@@ -119,13 +119,13 @@ class DatReader:
 
     def _layout(self, page_size: int) -> PageLayout:
         dat = self.dat
-        made = page_layout(dat.formats.header_page, page_size)
-        if made is None:
+        found = page_layout(dat.formats.header_page, page_size)
+        if found is None:
             raise FormatError(
                 f"{self.file.shown} is a damaged trace.dat: its header_page does not describe "
                 f"a page of {page_size} bytes"
             )
-        return made
+        return found
 
     def _pages_of(self, buffer: Buffer) -> Iterator[CpuPages]:
         dat = self.dat
@@ -144,7 +144,7 @@ class DatReader:
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)
-            self._owners.append((buffer.name, data.cpu))
+            self._buffer_cpus.append((buffer.name, data.cpu))
             shifts = dat.options.shifts
             shift = shifts[data.cpu] if 0 <= data.cpu < len(shifts) else None
             yield CpuPages(data.cpu, pages.read, shift)
@@ -159,7 +159,7 @@ class DatReader:
             raise FormatError(f"{self.file.shown} has buffers with pages of several sizes")
         self.dat.page_size = buffer.page_size
 
-    def _nothing(self) -> str:
+    def _no_data_message(self) -> str:
         dat, shown = self.dat, self.file.shown
         if any(buffer.is_text for buffer in dat.options.buffers):
             return f"{shown} holds text of a latency tracer; print it: trace-cmd report {shown}"
@@ -174,14 +174,16 @@ class DatReader:
             self.stats.record_loss("truncated", None, detail)
         if self.dat.cut_short:
             self.stats.record_loss("truncated", None, self.dat.cut_short)
-        name, marked = "", Marked.of(self.stats)
-        n_events = dict(zip(self._owners, self._ring.n_events(), strict=True)) if self._ring else {}
+        name, reported = "", ReportedLosses.of(self.stats)
+        n_events = (
+            dict(zip(self._buffer_cpus, self._ring.n_events(), strict=True)) if self._ring else {}
+        )
         for text in self.dat.options.cpu_stats:
             if "Buffer:" in text:
                 name = text.partition("Buffer:")[2].strip()
             for cpu, counters in cpu_stats(text):
                 where = f"buffer {name}, " if name else ""
-                note_stats(marked, cpu, counters, where, n_events.get((name, cpu)))
+                record_counter_losses(reported, cpu, counters, where, n_events.get((name, cpu)))
 
 
 def _tool(version: list[str]) -> str:
@@ -193,7 +195,7 @@ def _tool(version: list[str]) -> str:
 
 _CPU: Final = re.compile(r"cpu(?P<cpu>\d{1,4})(?!\d)")
 _PAGES: Final = "trace_pipe_raw"
-_INSTEAD: Final = "save the text of tracefs' file trace instead"
+_ADVICE: Final = "save the text of tracefs' file trace instead"
 _PAGE_BYTES: Final = 4096
 _MAX_TEXT: Final = 16 << 20
 
@@ -204,7 +206,7 @@ class RawPages:
 
     files: dict[int, DataFile]
     shown: str
-    beside: Path
+    folder: Path
     """Folder that may contain saved_cmdlines, saved_tgids, trace_clock, osrelease, events."""
 
     @property
@@ -257,15 +259,15 @@ def read_formats(folder: Path) -> Formats:
     Raises:
         InputError: If it contains no format.
     """
-    made = Formats(_text(folder / "header_page"))
+    formats = Formats(_text(folder / "header_page"))
     for path in sorted(folder.glob("*/*/format")):
-        made.add(_text(path).encode(), path.parent.parent.name)
-    if not made.events:
+        formats.add(_text(path).encode(), path.parent.parent.name)
+    if not formats.events:
         raise InputError(
             f"{one_line(str(folder))} holds no event formats; name a copy of "
             "/sys/kernel/tracing/events"
         )
-    return made
+    return formats
 
 
 def _text(path: Path) -> str:
@@ -305,16 +307,16 @@ class PageReader:
         events = self.formats.events
         names = printed_names(events)
         catalog = EventCatalog(events, self.registry, self.stats, names)
-        comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
-        tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
+        comms = comms_of(_text(self.pages.folder / "saved_cmdlines"))
+        tgids = tgids_of(_text(self.pages.folder / "saved_tgids"))
         reader = RingReader(sources, layout, catalog, self.stats, Clock(), comms, tgids, run)
         yield from reader.batches()
         self.stats.record_damage(reader.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.stats.record_loss("truncated", None, detail)
-        marked = Marked.of(self.stats)
+        reported = ReportedLosses.of(self.stats)
         for cpu, counters in self._stats():
-            note_stats(marked, cpu, counters, "", None)
+            record_counter_losses(reported, cpu, counters, "", None)
 
     @property
     def position(self) -> int:
@@ -323,15 +325,15 @@ class PageReader:
 
     def header(self) -> Header:
         """Return the metadata of the recording, from the files next to the pages."""
-        clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
+        clock = clock_of(_text(self.pages.folder / "trace_clock")) or None
         # tdxtrace capture writes the kernel release to this file; tracefs has no such file.
-        release = _text(self.pages.beside / "osrelease").strip() or None
+        release = _text(self.pages.folder / "osrelease").strip() or None
         return Header(release, _PAGES, clock, None, None, bool(self._stats()))
 
     def _stats(self) -> list[tuple[int, dict[str, int]]]:
         found = []
         for cpu in self.pages.files:
-            text = _text(self.pages.beside / "per_cpu" / f"cpu{cpu}" / "stats")
+            text = _text(self.pages.folder / "per_cpu" / f"cpu{cpu}" / "stats")
             found += list(cpu_stats(f"CPU: {cpu}\n{text}")) if text else []
         return found
 
@@ -345,15 +347,15 @@ class PageReader:
         fields = fields_of(header)
         size = fields["data"].end if "data" in fields else _PAGE_BYTES
         if "commit" in fields and fields["commit"].size == 4:
-            raise foreign_machine(shown, False, _INSTEAD)
+            raise foreign_machine(shown, False, _ADVICE)
         layout = page_layout(header, size)
-        if layout is not None and self._begin(layout):
+        if layout is not None and self._is_valid_start(layout):
             return layout
-        if layout is not None and self._begin(layout, is_swapped=True):
-            raise foreign_machine(shown, True, _INSTEAD)
+        if layout is not None and self._is_valid_start(layout, is_swapped=True):
+            raise foreign_machine(shown, True, _ADVICE)
         raise FormatError(f"{shown} does not begin with pages of {size} bytes")
 
-    def _begin(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
+    def _is_valid_start(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
         """Return whether a file begins with a valid page, in given or swapped byte order."""
         shape = layout.size, layout.data, layout.commit
         for file in self.pages.files.values():
@@ -374,7 +376,7 @@ class PageReader:
 
 _CMDLINE: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
-_CPU_HEAD: Final = re.compile(r"^CPU: (?P<cpu>\d{1,4})\s*$", re.MULTILINE)
+_CPU_HEADER: Final = re.compile(r"^CPU: (?P<cpu>\d{1,4})\s*$", re.MULTILINE)
 
 _MAX_JSON: Final = 64 << 20
 # PID_MAX_LIMIT: Linux include/linux/threads.h.
@@ -384,10 +386,10 @@ _TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MU
 
 def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], str]:
     """Return a function from an event to its name, with its group if two events share the name."""
-    bare = Counter(event.name for event in events.values())
+    counts = Counter(event.name for event in events.values())
 
     def name(event: EventFormat) -> str:
-        return event.name if bare[event.name] == 1 else f"{event.system}:{event.name}"
+        return event.name if counts[event.name] == 1 else f"{event.system}:{event.name}"
 
     return name
 
@@ -408,13 +410,13 @@ def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
     Yields:
         CPU number, and its counters by name.
     """
-    parts = _CPU_HEAD.split(text)
+    parts = _CPU_HEADER.split(text)
     for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
         yield int(cpu), {found["key"]: int(found["n"]) for found in _STAT.finditer(body)}
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class ReportedLosses:
     """Losses reported in pages, by CPU."""
 
     stats: SourceStats
@@ -424,7 +426,7 @@ class Marked:
     """Losses with an unknown number of events."""
 
     @classmethod
-    def of(cls, stats: SourceStats) -> Marked:
+    def of(cls, stats: SourceStats) -> ReportedLosses:
         """Sum up the losses recorded in ``stats`` so far."""
         n_events, uncounted = Counter[int](), dict[int, list[Loss]]()
         for gap in stats.gaps:
@@ -435,8 +437,12 @@ class Marked:
         return cls(stats, n_events, uncounted)
 
 
-def note_stats(
-    marked: Marked, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
+def record_counter_losses(
+    reported: ReportedLosses,
+    cpu: int,
+    counters: Mapping[str, int],
+    where: str,
+    n_events: int | None,
 ) -> None:
     """Record losses that the kernel's counters report and the pages do not.
 
@@ -446,21 +452,21 @@ def note_stats(
     Documentation/trace/ftrace.rst, per_cpu/cpu0/stats).
 
     Args:
-        marked: Losses reported in pages, and the statistics to which losses are added.
+        reported: Losses reported in pages, and the statistics to which losses are added.
         cpu: The CPU.
         counters: Its counters by name.
         where: Text before "CPU n" in the detail.
         n_events: Number of its events in the recording, if known: trace-cmd extract reads
             events that the counters still report as entries.
     """
-    stats = marked.stats
-    unmarked = counters.get("overrun", 0) - marked.n_events[cpu]
-    if len(marked.uncounted.get(cpu, ())) == 1 and unmarked > 0:
+    stats = reported.stats
+    unreported = counters.get("overrun", 0) - reported.n_events[cpu]
+    if len(reported.uncounted.get(cpu, ())) == 1 and unreported > 0:
         # A page without room for the count reports only that events were lost.
-        marked.uncounted.pop(cpu)[0].n_events = unmarked
-        marked.n_events[cpu] += unmarked
-        unmarked = 0
-    stats.record_loss("overwritten", max(0, unmarked), f"{where}CPU {cpu}", cpu=cpu)
+        reported.uncounted.pop(cpu)[0].n_events = unreported
+        reported.n_events[cpu] += unreported
+        unreported = 0
+    stats.record_loss("overwritten", max(0, unreported), f"{where}CPU {cpu}", cpu=cpu)
     stats.record_loss(
         "buffer_full", counters.get("dropped events", 0), f"{where}CPU {cpu}", cpu=cpu
     )
@@ -473,7 +479,7 @@ def note_stats(
         stats.record_loss("unread", unread, f"{where}CPU {cpu}", cpu=cpu)
 
 
-def tgids_beside(path: str) -> dict[int, int]:
+def read_saved_tgids(path: str) -> dict[int, int]:
     """Read process IDs by thread ID, which ``tdxtrace capture`` saves in a file with a trace.dat.
 
     The trace.dat format has no place for them, and without them the vCPUs of two VMs cannot be
@@ -481,8 +487,8 @@ def tgids_beside(path: str) -> dict[int, int]:
     """
     try:
         with Path(f"{path}.capture.json").open("rb") as file:
-            told = json.loads(file.read(_MAX_JSON))["tgids"]
-        pairs = [(int(tid), tgid) for tid, tgid in told.items() if isinstance(tgid, int)]
+            saved = json.loads(file.read(_MAX_JSON))["tgids"]
+        pairs = [(int(tid), tgid) for tid, tgid in saved.items() if isinstance(tgid, int)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {tid: tgid for tid, tgid in pairs if 0 < tid < _MAX_PID and 0 < tgid < _MAX_PID}
