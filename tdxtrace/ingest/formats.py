@@ -131,7 +131,7 @@ class Input:
 @contextmanager
 def open_input(
     path: str,
-    wanted: InputFormat | None = None,
+    requested: InputFormat | None = None,
     *,
     is_log: bool = False,
     event_formats: str | Path | None = None,
@@ -142,7 +142,7 @@ def open_input(
 
     Args:
         path: A file, a folder of raw pages, or ``-`` for standard input.
-        wanted: The format; detected if None.
+        requested: The format; detected if None.
         is_log: Whether the user declares it a kernel log.
         event_formats: Folder with the event formats; an input that is no recording is then read as
             raw pages.
@@ -154,14 +154,14 @@ def open_input(
         FormatError: If it is no trace; the message describes what it looks like.
     """
     with ExitStack() as stack:
-        if wanted != RAW_PAGES and not _is_folder_of_pages(path):
+        if requested != RAW_PAGES and not _is_folder_of_pages(path):
             stream = stack.enter_context(closing(open_stream(path, unpacked)))
-            found = wanted or detect_recording(stream.peek())
+            found = requested or detect_recording(stream.peek())
             if found is not None or event_formats is None:
-                given = Input(stream, found or FTRACE, stack, number)
+                opened = Input(stream, found or FTRACE, stack, number)
                 if found is None or found.unit == "line":
-                    _begin_text(given, found, is_log)
-                yield given
+                    _begin_text(opened, found, is_log)
+                yield opened
                 return
         stream = Stream(path, "none", iter(()))
         yield Input(stream, RAW_PAGES, stack, number, event_formats=event_formats)
@@ -175,25 +175,25 @@ def _is_folder_of_pages(path: str) -> bool:
     return bool(find_pages(Path(path)))
 
 
-def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
-    """Read the beginning of a text, and detect its format unless ``wanted`` names it.
+def _begin_text(opened: Input, requested: InputFormat | None, is_log: bool) -> None:
+    """Read the beginning of a text, and detect its format unless ``requested`` names it.
 
     Raises:
         InputError: If the input holds no text.
         FormatError: If it has no known format.
     """
-    mend = mend_text(given.stream.peek()[:_HEADER_BYTES])
+    mend = mend_text(opened.stream.peek()[:_HEADER_BYTES])
     if mend is not None:
-        given.stream.chunks, given.stream.fill = mend(given.stream.chunks), None
-    given.n_bytes = given.stream.size_up_to(COMPILE_BYTES)
-    blocks, shown = given.stream.blocks(), one_line(given.stream.path)
-    given.text = _beginning(blocks)
-    if not given.text.strip():
-        why = f": {given.stream.truncated}" if given.stream.truncated else ""
+        opened.stream.chunks, opened.stream.fill = mend(opened.stream.chunks), None
+    opened.n_bytes = opened.stream.size_up_to(COMPILE_BYTES)
+    blocks, shown = opened.stream.blocks(), one_line(opened.stream.path)
+    opened.text = _beginning(blocks)
+    if not opened.text.strip():
+        why = f": {opened.stream.truncated}" if opened.stream.truncated else ""
         raise InputError(f"{shown} holds no text{why}")
     detect = detect_log if is_log else detect_text
-    given.format = wanted or detect(given.text, shown)
-    given.blocks = chain([block_of([given.text.removeprefix(_BOM)])], blocks)
+    opened.format = requested or detect(opened.text, shown)
+    opened.blocks = chain([block_of([opened.text.removeprefix(_BOM)])], blocks)
 
 
 def _beginning(blocks: Iterator[Block]) -> bytes:
@@ -209,63 +209,65 @@ def _beginning(blocks: Iterator[Block]) -> bytes:
 # Functions that open a reader.
 
 
-def _trace_dat(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _trace_dat(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.tracedat.reader import DatReader, read_saved_tgids
 
-    return DatReader(_data_file(given), registry, stats, read_saved_tgids(given.stream.path))
+    return DatReader(_data_file(opened), registry, stats, read_saved_tgids(opened.stream.path))
 
 
-def _perf_data(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _perf_data(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.perfdata.reader import PerfReader
 
-    return PerfReader(_data_file(given), registry, stats)
+    return PerfReader(_data_file(opened), registry, stats)
 
 
-def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _raw_pages(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.tracedat.reader import PageReader, open_pages, read_formats
 
-    pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
-    given.stream.size = given.stream.n_bytes = pages.size
-    folder = given.event_formats or pages.folder / "events"
+    pages = opened.stack.enter_context(closing(open_pages(Path(opened.stream.path))))
+    opened.stream.size = opened.stream.n_bytes = pages.size
+    folder = opened.event_formats or pages.folder / "events"
     return PageReader(pages, read_formats(Path(folder)), registry, stats)
 
 
-def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _event_lines(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.line_formats import count_instances
     from tdxtrace.ingest.text.reader import LineReader, TextReader, has_processes
     from tdxtrace.ingest.text.wrapping import mender_for
 
-    stats.n_buffers = count_instances(given.text[:_HEADER_BYTES].decode("latin-1"))
-    lines = LineReader(given.format.name, registry, stats)
-    sample = _sample(given.text)
-    if given.format == PERF_SCRIPT and has_processes(line.decode("latin-1") for line in sample):
+    stats.n_buffers = count_instances(opened.text[:_HEADER_BYTES].decode("latin-1"))
+    lines = LineReader(opened.format.name, registry, stats)
+    sample = _sample(opened.text)
+    if opened.format == PERF_SCRIPT and has_processes(line.decode("latin-1") for line in sample):
         raise FormatError(
-            f"{one_line(given.stream.path)} has the numbers of processes, not of threads: print "
+            f"{one_line(opened.stream.path)} has the numbers of processes, not of threads: print "
             "these, perf script -F +tid"
         )
     mender = mender_for(sample, lines)
-    reader = TextReader(lines, one_line(given.stream.path), mender)
+    reader = TextReader(lines, one_line(opened.stream.path), mender)
     return _TextReader(
-        given, lambda run: reader.batches(given.blocks, run), lambda: _clock_of(given.format, lines)
+        opened,
+        lambda run: reader.batches(opened.blocks, run),
+        lambda: _clock_of(opened.format, lines),
     )
 
 
-def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _function_graph(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.function_graph import GraphReader
 
     lines = GraphReader(registry, stats)
     return _TextReader(
-        given, lambda _run: lines.batches(given.blocks), lambda: _clock_of(given.format, lines)
+        opened, lambda _run: lines.batches(opened.blocks), lambda: _clock_of(opened.format, lines)
     )
 
 
-def _bpftrace(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _bpftrace(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.bpftrace import BpftraceReader
 
     lines = BpftraceReader(registry, stats)
     return _TextReader(
-        given,
-        lambda _run: lines.batches(given.blocks),
+        opened,
+        lambda _run: lines.batches(opened.blocks),
         lambda: (lines.clock, lines.resolution_ns),
     )
 
@@ -279,19 +281,19 @@ def _clock_of(form: InputFormat, lines: LineReader | GraphReader) -> tuple[str, 
     return "relative" if is_relative else kind, lines.resolution_ns or 1
 
 
-def _kernel_log(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+def _kernel_log(opened: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.kernel_log import prefixes
     from tdxtrace.ingest.kernel_log.reader import MessageReader
 
-    log = MessageReader(given.format.name, given.number, stats)
+    log = MessageReader(opened.format.name, opened.number, stats)
     return _TextReader(
-        given,
-        lambda _run: log.batches(given.blocks),
+        opened,
+        lambda _run: log.batches(opened.blocks),
         lambda: (log.clock_name, prefixes.resolution_ns(log.clock)),
     )
 
 
-def _data_file(given: Input) -> DataFile:
+def _data_file(opened: Input) -> DataFile:
     """Return random access to an input: to the file itself, or to its decompressed content.
 
     Raises:
@@ -299,21 +301,21 @@ def _data_file(given: Input) -> DataFile:
     """
     from tdxtrace.ingest.records.datafile import open_file, spool
 
-    stream = given.stream
+    stream = opened.stream
     if stream.compression == "none" and stream.size is not None:
         stream.close()
         stream.n_bytes = stream.size
         file = open_file(stream.path)
     else:
         file = spool(stream.chunks, stream.path)
-    return given.stack.enter_context(closing(file))
+    return opened.stack.enter_context(closing(file))
 
 
 @dataclass(slots=True)
 class _TextReader:
     """Reader of a text input."""
 
-    given: Input
+    opened: Input
     batches: Callable[[Runner[Any]], Iterator[Any]]
     clock: Callable[[], tuple[str, int]]
     """Returns the kind of clock and its resolution in ns, after the text was read."""
@@ -321,19 +323,19 @@ class _TextReader:
     @property
     def n_bytes(self) -> int:
         """Size of the text in bytes."""
-        return self.given.n_bytes
+        return self.opened.n_bytes
 
     @property
     def position(self) -> int:
         """Bytes read so far, for progress."""
-        return self.given.stream.n_bytes
+        return self.opened.stream.n_bytes
 
     def header(self) -> Header:
         """Return what comments and timestamps show of the recording; a log has no comments."""
-        has_comments = self.given.format.holds == "events"
-        said = read_comments(self.given.text[:_HEADER_BYTES] if has_comments else b"")
+        has_comments = self.opened.format.holds == "events"
+        header = read_comments(self.opened.text[:_HEADER_BYTES] if has_comments else b"")
         kind, resolution_ns = self.clock()
-        return replace(said, kind_of_clock=kind, resolution_ns=resolution_ns)
+        return replace(header, kind_of_clock=kind, resolution_ns=resolution_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +414,7 @@ def _matches(row: LineFormat, line: str) -> bool:
 # Detection.
 
 
-def format_wanted(name: str | None) -> InputFormat | None:
+def format_named_by_user(name: str | None) -> InputFormat | None:
     """Return the format of a name that the user gave; None if the user gave none.
 
     Raises:
@@ -425,7 +427,9 @@ def format_wanted(name: str | None) -> InputFormat | None:
 
 def detect_recording(head: bytes) -> InputFormat | None:
     """Return the format of a binary recording that begins with ``head``; None for other content."""
-    return next((made for made, row in FORMATS.items() if head.startswith(row.magic)), None)
+    return next(
+        (input_format for input_format, row in FORMATS.items() if head.startswith(row.magic)), None
+    )
 
 
 def detect_text(head: bytes, shown: str) -> InputFormat:
@@ -434,9 +438,9 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     Raises:
         FormatError: If no line matches any format; the message describes what it looks like.
     """
-    for magic, what in _NO_TRACE:
+    for magic, description in _NO_TRACE:
         if head.startswith(magic):
-            raise FormatError(f"{shown} is {what}")
+            raise FormatError(f"{shown} is {description}")
     found = most_likely(head)
     if found is not None:
         return found

@@ -25,7 +25,7 @@ from tdxtrace.ingest.decode.decoder import (
     normalize_levels,
 )
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
-from tdxtrace.ingest.formats import Input, format_wanted, open_input
+from tdxtrace.ingest.formats import Input, format_named_by_user, open_input
 from tdxtrace.ingest.stats import Header, SourceStats, notes_on
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.memory import free_bytes
@@ -112,7 +112,7 @@ def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
         return open_store(Path(stores[0]), max_bytes=options.unpacked)
     if stores:
         raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
-    sink = SpillingSink((options.memory or free_bytes()) // _SHARE)
+    sink = SpillingSink((options.memory or free_bytes()) // _MEMORY_DIVISOR)
     try:
         base, provenance = _read_all(paths, options, sink)
         return sink.trace(base, provenance)
@@ -123,7 +123,7 @@ def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
 
 # Tables that take more than this part of the memory go to disk: what is asked of them takes three
 # to eight times as much as they do (12 M events: python tests/bench/memory.py).
-_SHARE: Final = 4
+_MEMORY_DIVISOR: Final = 4
 
 
 class SpillingSink:
@@ -134,7 +134,7 @@ class SpillingSink:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
+        self._bytes_left = max_bytes
         self._memory = MemorySink()
         self._folder: TemporaryFolder | None = None
         self._store: StoreWriter | None = None
@@ -149,8 +149,8 @@ class SpillingSink:
             self._store.add(name, rows)
             return
         self._memory.add(name, rows)
-        self._left -= int(rows.estimated_size())
-        if self._left < 0:
+        self._bytes_left -= int(rows.estimated_size())
+        if self._bytes_left < 0:
             self._spill()
 
     def _spill(self) -> None:
@@ -211,10 +211,16 @@ def _read_all(
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
     detector = LevelBaseDetector()
-    as_log = replace(options, input_format=None, formats=None)
+    log_options = replace(options, input_format=None, formats=None)
     inputs = [(path, False) for path in paths] + [(path, True) for path in options.dmesg]
     sources = tuple(
-        _read(str(path), number, as_log if is_log else options, SourceSink(sink, detector), is_log)
+        _read(
+            str(path),
+            number,
+            log_options if is_log else options,
+            SourceSink(sink, detector),
+            is_log,
+        )
         for number, (path, is_log) in enumerate(inputs)
     )
     base, evidence = detector.base(options.level_base, [source.kernel for source in sources])
@@ -223,65 +229,65 @@ def _read_all(
 
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log: bool) -> Source:
     """Open one input and detect its format, read it, decode it, and account for the rest."""
-    wanted = format_wanted(options.input_format)
+    requested = format_named_by_user(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stats, registry = SourceStats(), EventRegistry(mappings)
     with open_input(
         path,
-        wanted,
+        requested,
         is_log=is_log,
         event_formats=options.formats,
         number=number,
         unpacked=options.unpacked,
-    ) as given:
-        reader = given.reader(registry, stats)
+    ) as opened:
+        reader = opened.reader(registry, stats)
         sink.losses.run = run = choose(reader.n_bytes)
         decoder = Decoder(number, registry.events, stats, sink, run)
-        has_events = given.format.holds == "events"
-        take = decoder.feed if has_events else partial(sink.add, "kernel_messages")
+        has_events = opened.format.holds == "events"
+        add_rows = decoder.feed if has_events else partial(sink.add, "kernel_messages")
         batches = reader.batches(run)
-        if not given.is_piped_text:  # Ctrl-C interrupts only this thread's wait for a pipe
-            batches = given.stack.enter_context(closing(ahead(batches)))
+        if not opened.is_piped_text:  # Ctrl-C interrupts only this thread's wait for a pipe
+            batches = opened.stack.enter_context(closing(prefetch(batches)))
         for batch in batches:
-            take(batch)
+            add_rows(batch)
             if options.progress is not None:
-                options.progress(path, reader.position, given.stream.size)
-        line_no = stats.n_lines if given.format.unit == "line" else None
-        lost = dict(given.stream.losses())
-        for kind, detail in lost.items():
+                options.progress(path, reader.position, opened.stream.size)
+        line_no = stats.n_lines if opened.format.unit == "line" else None
+        stream_losses = dict(opened.stream.losses())
+        for kind, detail in stream_losses.items():
             stats.record_loss(kind, None, detail, line_no=line_no)
         header = reader.header()
         if has_events:
             decoder.finish()
             implied_losses.add_implied_losses(sink.losses, stats, header)
-    if not is_log and (not sink.n_rows or _is_of_guest(given, stats)):
-        if changed := lost.get("changed_while_read"):
+    if not is_log and (not sink.n_rows or _is_of_guest(opened, stats)):
+        if changed := stream_losses.get("changed_while_read"):
             raise InputError(f"{one_line(path)} has no event that is whole: it had {changed}")
         from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
 
-        raise FormatError(refusals.nothing_in(one_line(path), stats, given.first_lines))
+        raise FormatError(refusals.nothing_in(one_line(path), stats, opened.first_lines))
     sink.add("losses", stats.losses(number))
     sink.add("threads", stats.thread_table(number))
-    return _source(given, stats, header)
+    return _source(opened, stats, header)
 
 
-def _is_of_guest(given: Input, stats: SourceStats) -> bool:
+def _is_of_guest(opened: Input, stats: SourceStats) -> bool:
     """Whether a log is a guest's: of its messages about TDX none is one of a host."""
-    if given.format.holds == "events" or set(stats.events) != {"other"}:
+    if opened.format.holds == "events" or set(stats.events) != {"other"}:
         return False
     from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
 
-    return refusals.not_intel(given.first_lines) is not None
+    return refusals.not_intel(opened.first_lines) is not None
 
 
-def _source(given: Input, stats: SourceStats, header: Header) -> Source:
+def _source(opened: Input, stats: SourceStats, header: Header) -> Source:
     """Return the provenance entry of an input."""
     first_ns, last_ns = stats.span()
     return Source(
-        given.stream.path,
-        given.format.name,
-        given.stream.compression,
-        given.stream.n_bytes,
+        opened.stream.path,
+        opened.format.name,
+        opened.stream.compression,
+        opened.stream.n_bytes,
         stats.n_lines,
         stats.n_headers,
         first_ns,
@@ -299,42 +305,42 @@ T = TypeVar("T")
 # Batches queued: enough to even out slow ones, few enough to bound memory.
 _DEPTH: Final = 4
 # A batch, or the end: an error, or None.
-_Given = tuple[bool, T | BaseException | None]
+_Item = tuple[bool, T | BaseException | None]
 
 
-def ahead(batches: Iterator[T]) -> Generator[T]:
+def prefetch(batches: Iterator[T]) -> Generator[T]:
     """Yield what ``batches`` yields, iterated by a second thread up to _DEPTH items ahead.
 
     An exception of ``batches`` is raised here, after the items before it. Closing this waits for
     the item in progress.
     """
-    waiting: Queue[_Given[T]] = Queue(_DEPTH)
-    is_over = Event()
-    thread = Thread(target=_work, args=(batches, waiting, is_over), daemon=True)
+    queue: Queue[_Item[T]] = Queue(_DEPTH)
+    is_stopped = Event()
+    thread = Thread(target=_fill_queue, args=(batches, queue, is_stopped), daemon=True)
     thread.start()
     try:
         while True:
-            is_batch, given = waiting.get()
-            if isinstance(given, BaseException):
-                raise given
+            is_batch, item = queue.get()
+            if isinstance(item, BaseException):
+                raise item
             if not is_batch:
                 return
-            yield given  # type: ignore[misc]
+            yield item  # type: ignore[misc]
     finally:
-        is_over.set()
+        is_stopped.set()
         while thread.is_alive():
             # The thread may be blocked in put.
-            while not waiting.empty():
-                waiting.get()
+            while not queue.empty():
+                queue.get()
             thread.join(0.01)
 
 
-def _work(batches: Iterator[T], waiting: Queue[_Given[T]], is_over: Event) -> None:
+def _fill_queue(batches: Iterator[T], queue: Queue[_Item[T]], is_stopped: Event) -> None:
     try:
         for batch in batches:
-            if is_over.is_set():
+            if is_stopped.is_set():
                 return
-            waiting.put((True, batch))
-        waiting.put((False, None))
+            queue.put((True, batch))
+        queue.put((False, None))
     except BaseException as error:
-        waiting.put((False, error))
+        queue.put((False, error))

@@ -40,7 +40,7 @@ _READ_BYTES: Final = 1 << 20
 # events as a pipe does, have size 0.
 _LARGE_BYTES: Final = 2 * _READ_BYTES
 # Bytes after the end of a block that may be read: words are loaded across its end.
-SPARE_BYTES: Final = 512
+BLOCK_PADDING: Final = 512
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
 # 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 16 MiB.
 _SLICE_BYTES: Final = 512
@@ -109,10 +109,10 @@ class Stream:
             now = Path(self.path).stat()
         except OSError:
             return ""
-        then = self.opened
-        if then is None or not os.path.samestat(now, then) or now.st_size == then.st_size:
+        before = self.opened
+        if before is None or not os.path.samestat(now, before) or now.st_size == before.st_size:
             return ""
-        return f"{then.st_size:,} bytes when it was opened, {now.st_size:,} when it was read"
+        return f"{before.st_size:,} bytes when it was opened, {now.st_size:,} when it was read"
 
     def peek(self) -> bytes:
         """Return the first bytes without consuming them; empty if there are none."""
@@ -145,50 +145,52 @@ class Stream:
             InputError: If a line does not end, as those of /dev/zero.
         """
         if self.fill is not None:
-            yield from self._filled(next(self.chunks), self.fill)
+            yield from self._blocks_of_file(next(self.chunks), self.fill)
             return
         pieces: list[bytes | memoryview] = []
-        size, rest, n_waiting = 0, b"", 0
+        size, partial_line, n_partial = 0, b"", 0
         for chunk in self.chunks:
             end = chunk.rfind(b"\n") + 1
             if not end:
-                rest += chunk
-                n_waiting += len(chunk)
-                if n_waiting > _ENDLESS_BYTES:
+                partial_line += chunk
+                n_partial += len(chunk)
+                if n_partial > _ENDLESS_BYTES:
                     raise InputError(f"{one_line(self.path)} has a line that does not end")
-                if len(rest) > 2 * KEPT_LINE_BYTES:
-                    rest = rest[: KEPT_LINE_BYTES + 1]
+                if len(partial_line) > 2 * KEPT_LINE_BYTES:
+                    partial_line = partial_line[: KEPT_LINE_BYTES + 1]
                 continue
-            n_waiting = 0
-            pieces += [rest, memoryview(chunk)[:end]]
-            size += len(rest) + end
-            rest = chunk[end:]
+            n_partial = 0
+            pieces += [partial_line, memoryview(chunk)[:end]]
+            size += len(partial_line) + end
+            partial_line = chunk[end:]
             # A short read from a pipe is yielded at once, without waiting for more.
             if size >= CHUNK_BYTES or len(chunk) < _READ_BYTES:
                 yield block_of(pieces)
                 pieces, size = [], 0
-        if pieces or rest:
-            yield block_of([*pieces, rest, b"\n" if rest else b""])
+        if pieces or partial_line:
+            yield block_of([*pieces, partial_line, b"\n" if partial_line else b""])
 
-    def _filled(self, rest: bytes, fill: Callable[[memoryview], int]) -> Iterator[Block]:
+    def _blocks_of_file(
+        self, partial_line: bytes, fill: Callable[[memoryview], int]
+    ) -> Iterator[Block]:
         """Yield the blocks of a plain file, each read into its own memory."""
         while True:
-            room = np.empty(len(rest) + CHUNK_BYTES + SPARE_BYTES, np.uint8)
-            room[: len(rest)] = np.frombuffer(rest, np.uint8)
-            size, limit = len(rest), len(room) - SPARE_BYTES
-            while size < limit and (n := fill(room.data[size:limit])):
+            buffer = np.empty(len(partial_line) + CHUNK_BYTES + BLOCK_PADDING, np.uint8)
+            buffer[: len(partial_line)] = np.frombuffer(partial_line, np.uint8)
+            size, limit = len(partial_line), len(buffer) - BLOCK_PADDING
+            while size < limit and (n := fill(buffer.data[size:limit])):
                 size += n
-            if size == len(rest):
+            if size == len(partial_line):
                 break
-            end = _last_newline(room[:size]) + 1
-            rest = room[end:size].tobytes()
-            if len(rest) > 2 * KEPT_LINE_BYTES:
-                rest = rest[: KEPT_LINE_BYTES + 1]
+            end = _last_newline(buffer[:size]) + 1
+            partial_line = buffer[end:size].tobytes()
+            if len(partial_line) > 2 * KEPT_LINE_BYTES:
+                partial_line = partial_line[: KEPT_LINE_BYTES + 1]
             if end:
-                room[end : end + SPARE_BYTES] = 0
-                yield room[:end]
-        if rest:
-            yield block_of([rest, b"" if rest.endswith(b"\n") else b"\n"])
+                buffer[end : end + BLOCK_PADDING] = 0
+                yield buffer[:end]
+        if partial_line:
+            yield block_of([partial_line, b"" if partial_line.endswith(b"\n") else b"\n"])
 
 
 def _last_newline(data: Bytes) -> int:
@@ -207,13 +209,13 @@ def block_of(pieces: Sequence[bytes | memoryview]) -> Block:
     """Join bytes to a block."""
     size = sum(map(len, pieces))
     # numpy asks the kernel for huge pages where bytes() does not: far fewer page faults.
-    room = np.empty(size + SPARE_BYTES, np.uint8)
-    room[size:] = 0
+    buffer = np.empty(size + BLOCK_PADDING, np.uint8)
+    buffer[size:] = 0
     at = 0
     for piece in pieces:
-        room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        buffer[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
         at += len(piece)
-    return room[:size]
+    return buffer[:size]
 
 
 def matched_part(line: bytes) -> bytes:
@@ -233,17 +235,17 @@ def open_stream(path: str, max_bytes: int | None = None) -> Stream:
     """
     shown = one_line(path)
     try:
-        file, facts = _open(path)
+        file, status = _open(path)
     except FileNotFoundError:
         raise InputError(f"no such trace: {shown}") from None
     except IsADirectoryError:
         raise InputError(f"{shown} is a directory; name the trace file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise InputError(f"cannot read {shown}: {_why(error)}") from None
+        raise InputError(f"cannot read {shown}: {_reason(error)}") from None
     close = file.close if path != "-" else lambda: None
-    size = None if facts is None else facts.st_size
-    stream = Stream(path, "none", iter(()), 0, size, close, max_bytes, opened=facts)
-    head = _first(file, stream, shown)
+    size = None if status is None else status.st_size
+    stream = Stream(path, "none", iter(()), 0, size, close, max_bytes, opened=status)
+    head = _read_magic(file, stream, shown)
     if not head:
         stream.close()
         raise InputError(f"{shown} is empty; was tracing on while the TD ran?")
@@ -263,12 +265,12 @@ def _open(path: str) -> tuple[IO[bytes], os.stat_result | None]:
     signal.siginterrupt(signal.SIGINT, True)
     if path == "-":
         return sys.stdin.buffer, None
-    where = Path(path)
-    if where.is_dir():
+    file_path = Path(path)
+    if file_path.is_dir():
         raise IsADirectoryError
-    file = where.open("rb", buffering=0)
-    facts = os.fstat(file.fileno())
-    return file, facts if stat.S_ISREG(facts.st_mode) else None
+    file = file_path.open("rb", buffering=0)
+    status = os.fstat(file.fileno())
+    return file, status if stat.S_ISREG(status.st_mode) else None
 
 
 def _read(file: IO[bytes], stream: Stream, shown: str) -> bytes:
@@ -276,7 +278,7 @@ def _read(file: IO[bytes], stream: Stream, shown: str) -> bytes:
         data = file.read(_READ_BYTES) or b""
     except OSError as error:
         stream.close()
-        raise InputError(f"cannot read {shown}: {_why(error)}") from None
+        raise InputError(f"cannot read {shown}: {_reason(error)}") from None
     stream.n_bytes += len(data)
     return data
 
@@ -286,12 +288,12 @@ def _fill(file: IO[bytes], stream: Stream, shown: str, into: memoryview) -> int:
         n: int = file.readinto(into)  # type: ignore[attr-defined]
     except OSError as error:
         stream.close()
-        raise InputError(f"cannot read {shown}: {_why(error)}") from None
+        raise InputError(f"cannot read {shown}: {_reason(error)}") from None
     stream.n_bytes += n
     return n
 
 
-def _first(file: IO[bytes], stream: Stream, shown: str) -> bytes:
+def _read_magic(file: IO[bytes], stream: Stream, shown: str) -> bytes:
     """Read as much as a magic number has; a pipe may give a byte at a time."""
     head = b""
     while len(head) < _MAGIC_BYTES and (more := _read(file, stream, shown)):
@@ -299,7 +301,7 @@ def _first(file: IO[bytes], stream: Stream, shown: str) -> bytes:
     return head
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -330,24 +332,24 @@ def _decompress(
     raw: Iterator[bytes], new: Callable[[], _Decompressor], stream: Stream
 ) -> Iterator[bytes]:
     """Decompress member after member; keep what was decompressed before damage."""
-    codec, fresh, made = new(), True, bytearray()
+    codec, is_member_start, output = new(), True, bytearray()
     try:
         for part in _slices(raw):
-            data = part.lstrip(b"\0") if fresh else part
+            data = part.lstrip(b"\0") if is_member_start else part
             while data:
-                made += codec.decompress(data)
-                fresh, data = False, b""
+                output += codec.decompress(data)
+                is_member_start, data = False, b""
                 if codec.eof:  # what follows is another member or padding
-                    data, codec, fresh = codec.unused_data.lstrip(b"\0"), new(), True
-            if len(made) >= CHUNK_BYTES:
-                yield bytes(made)
-                made.clear()
+                    data, codec, is_member_start = codec.unused_data.lstrip(b"\0"), new(), True
+            if len(output) >= CHUNK_BYTES:
+                yield bytes(output)
+                output.clear()
     except Exception as error:  # zlib.error, LZMAError, ZstdError: no common base
         stream.truncated = f"{stream.compression} data is damaged: {one_line(str(error), 60)}"
     else:
-        if not fresh:
+        if not is_member_start:
             stream.truncated = f"{stream.compression} data ends in the middle"
-    yield bytes(made)
+    yield bytes(output)
 
 
 def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
@@ -359,8 +361,8 @@ def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
     n_bytes = 0
     for chunk in chunks:
         n_bytes += len(chunk)
-        most = stream.max_bytes
-        if n_bytes > (_FREE_BYTES + _MAX_RATIO * stream.n_bytes if most is None else most):
+        limit = stream.max_bytes
+        if n_bytes > (_FREE_BYTES + _MAX_RATIO * stream.n_bytes if limit is None else limit):
             stream.close()
             raise InputError(
                 f"{one_line(stream.path)} unpacks from {stream.n_bytes >> 10} KiB to "

@@ -17,7 +17,7 @@ from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source, agreement
 
-_FAR: Final = np.iinfo(np.int64)
+_INT64: Final = np.iinfo(np.int64)
 # PID_MAX_LIMIT of a 64-bit kernel: Linux include/linux/threads.h.
 USUAL_TIDS: Final = 4 << 20
 
@@ -63,7 +63,7 @@ _ADVICE: Final = {
 }
 
 # Values that are not known, each with a loss of its own.
-_MOST_UNKNOWN: Final = 64
+_MAX_UNKNOWN: Final = 64
 
 
 @dataclass(slots=True)
@@ -97,9 +97,9 @@ class SourceStats:
     """Losses that no line stands for, and lost events."""
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
     """Process (tgid) of each thread, by tid and name."""
-    first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
+    first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _INT64.max))
     """First timestamp by CPU; at UNKNOWN that of all."""
-    last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
+    last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _INT64.min))
     """Last timestamp by CPU; at UNKNOWN that of all."""
     _open_gaps: dict[int, list[Loss]] = field(default_factory=dict)
     """Gaps without an end, by CPU."""
@@ -139,28 +139,28 @@ class SourceStats:
         self.threads[tid, comm] = max(tgid, self.threads.get((tid, comm), UNKNOWN))
 
     def record_loss(
-        self, kind: str, n_events: int | None, detail: str = "", **place: int | None
+        self, kind: str, n_events: int | None, detail: str = "", **location: int | None
     ) -> None:
         """Record a loss that no line of the input reports, unless ``n_events`` is 0."""
         if n_events is None or n_events > 0:
-            self.gaps.append(Loss(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
+            self.gaps.append(Loss(kind, detail, n_events=n_events, **location))  # type: ignore[arg-type]
 
     def record_lost_events(self, cpu: int, n_events: int | None, line_no: int) -> None:
         """Record a line that reports lost events; the gap ends at the next event of its CPU."""
         before = self.last_ns[min(cpu, MAX_CPUS)]
-        start = int(before) if before != _FAR.min else None
+        start = int(before) if before != _INT64.min else None
         gap = Loss("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.setdefault(cpu, []).append(gap)
 
-    def record_unknown(self, what: str, line_no: int, n: int = 1) -> None:
+    def record_unknown(self, value: str, line_no: int, n: int = 1) -> None:
         """Record a value of ``n`` rows that is not known and null there: "exit reason EXIT_NPF"."""
-        shown = one_line(what, 60)
-        gap = self._unknown.get(shown)
+        detail = one_line(value, 60)
+        gap = self._unknown.get(detail)
         if gap is None:
-            if len(self._unknown) >= _MOST_UNKNOWN:
-                shown = "other values"
-            gap = self._unknown.setdefault(shown, Loss("undecoded", shown, line_no))
+            if len(self._unknown) >= _MAX_UNKNOWN:
+                detail = "other values"
+            gap = self._unknown.setdefault(detail, Loss("undecoded", detail, line_no))
         gap.n_events = (gap.n_events or 0) + n
 
     def record_without_thread(self, tid: I32Array, ts_ns: I64Array) -> None:
@@ -176,9 +176,9 @@ class SourceStats:
         gap.start_ns, gap.end_ns = min(gap.start_ns or first, first), max(gap.end_ns or 0, last)
         gap.n_events = (gap.n_events or 0) + len(times)
 
-    def record_damage(self, n_damaged: int, what: str) -> None:
-        """Record the number of damaged parts of a recording; ``what`` names the parts."""
-        self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
+    def record_damage(self, n_damaged: int, parts: str) -> None:
+        """Record the number of damaged parts of a recording; ``parts`` names the parts."""
+        self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {parts}")
 
     def record_gap(
         self,
@@ -193,9 +193,9 @@ class SourceStats:
 
     def extend_cpu_span(self, cpu: int, first_ns: int, last_ns: int) -> None:
         """Extend the time in which a CPU recorded; UNKNOWN represents a CPU that is not printed."""
-        for place in (min(cpu, MAX_CPUS), UNKNOWN):
-            self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
-            self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
+        for index in (min(cpu, MAX_CPUS), UNKNOWN):
+            self.first_ns[index] = min(int(self.first_ns[index]), first_ns)
+            self.last_ns[index] = max(int(self.last_ns[index]), last_ns)
 
     def observe_timestamps(self, cpu: I32Array, ts_ns: I64Array) -> None:
         """Extend the time in which each CPU recorded, by events in order; end its open gaps."""
@@ -203,16 +203,16 @@ class SourceStats:
             return
         if self._open_gaps:
             self._close_gaps(cpu, ts_ns)
-        place = np.minimum(cpu, MAX_CPUS)
+        index = np.minimum(cpu, MAX_CPUS)
         if (ts_ns[1:] >= ts_ns[:-1]).all():
             # Of several values assigned to one index numpy keeps the last one.
             first, last = self.first_ns.copy(), self.last_ns.copy()
-            first[place[::-1]], last[place] = ts_ns[::-1], ts_ns
+            first[index[::-1]], last[index] = ts_ns[::-1], ts_ns
             np.minimum(self.first_ns, first, out=self.first_ns)
             np.maximum(self.last_ns, last, out=self.last_ns)
         else:
-            np.minimum.at(self.first_ns, place, ts_ns)
-            np.maximum.at(self.last_ns, place, ts_ns)
+            np.minimum.at(self.first_ns, index, ts_ns)
+            np.maximum.at(self.last_ns, index, ts_ns)
         self.first_ns[UNKNOWN] = min(self.first_ns[UNKNOWN], ts_ns.min())
         self.last_ns[UNKNOWN] = max(self.last_ns[UNKNOWN], ts_ns.max())
 
@@ -224,17 +224,17 @@ class SourceStats:
     def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:
         """End open gaps at the first timestamp of their CPU; of any CPU where theirs is unknown."""
         cpus, first = np.unique(cpu, return_index=True)
-        for each, at in ((UNKNOWN, 0), *zip(cpus.tolist(), first.tolist(), strict=True)):
-            for gap in self._open_gaps.pop(each, ()):
+        for cpu_number, at in ((UNKNOWN, 0), *zip(cpus.tolist(), first.tolist(), strict=True)):
+            for gap in self._open_gaps.pop(cpu_number, ()):
                 gap.end_ns = int(ts_ns[at])
 
     def cpus(self) -> list[int]:
         """CPUs that recorded an event, in ascending order."""
-        return [int(c) for c in np.flatnonzero(self.last_ns[:MAX_CPUS] != _FAR.min)]
+        return [int(c) for c in np.flatnonzero(self.last_ns[:MAX_CPUS] != _INT64.min)]
 
     def span(self) -> tuple[int | None, int | None]:
         """Timestamps of the first and of the last event of any kind, in ns; None without events."""
-        if self.last_ns[UNKNOWN] == _FAR.min:
+        if self.last_ns[UNKNOWN] == _INT64.min:
             return None, None
         return int(self.first_ns[UNKNOWN]), int(self.last_ns[UNKNOWN])
 
@@ -329,18 +329,18 @@ def notes_on(sources: Sequence[Source]) -> tuple[str, ...]:
 
 
 def _notes(source: Source, sources: Sequence[Source]) -> Iterator[str]:
-    where = one_line(source.path)
+    path = one_line(source.path)
     if source.clock in ("integer", *TICK_CLOCKS):
-        yield f"{where}: {source.clock} clock; times are in its ticks, shown as ns"
+        yield f"{path}: {source.clock} clock; times are in its ticks, shown as ns"
     if source.clock == "order":
-        yield f"{where}: has no times: the numbers of its lines stand for them, in their order"
+        yield f"{path}: has no times: the numbers of its lines stand for them, in their order"
     if source.clock == "local":
-        yield f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)"
+        yield f"{path}: clock 'local' differs between CPUs; record with mono (-C mono)"
     if source.clock == "relative" or format_named(source.format).times != "absolute":
-        yield f"{where}: times count from the first event; cannot be merged by time"
+        yield f"{path}: times count from the first event; cannot be merged by time"
     if source.is_log:
         for trace in sources:
             if not trace.is_log:
                 agreed = agreement(trace, source)
-                how = "compared" if agreed.comparable else "NOT compared"
-                yield f"{where}: {how} by time with {one_line(trace.path)}: {agreed.reason}"
+                comparison = "compared" if agreed.comparable else "NOT compared"
+                yield f"{path}: {comparison} by time with {one_line(trace.path)}: {agreed.reason}"

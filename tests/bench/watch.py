@@ -59,9 +59,9 @@ def pour(source: Source, into: IO[bytes], rate: float, seconds: float) -> None:
     while time.monotonic() - began < seconds:
         into.write(source.next())
         n += source.n
-        ahead = n / rate - (time.monotonic() - began) if rate else 0
-        if ahead > 0:
-            time.sleep(ahead)
+        prefetch = n / rate - (time.monotonic() - began) if rate else 0
+        if prefetch > 0:
+            time.sleep(prefetch)
     into.close()
 
 

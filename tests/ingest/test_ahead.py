@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tdxtrace.ingest.read import ahead
+from tdxtrace.ingest.read import prefetch
 
 
 def test_batches_come_in_order() -> None:
-    assert list(ahead(iter(range(100)))) == list(range(100))
+    assert list(prefetch(iter(range(100)))) == list(range(100))
 
 
 def test_errors_come_after_what_was_given_before() -> None:
@@ -17,7 +17,7 @@ def test_errors_come_after_what_was_given_before() -> None:
         yield 1
         raise ValueError("broken")
 
-    batches = ahead(failing())
+    batches = prefetch(failing())
     assert next(batches) == 1
     with pytest.raises(ValueError, match="broken"):
         next(batches)
@@ -25,7 +25,7 @@ def test_errors_come_after_what_was_given_before() -> None:
 
 def test_the_thread_ends_with_whoever_asked() -> None:
     before = threading.active_count()
-    batches = ahead(iter(range(1000)))
+    batches = prefetch(iter(range(1000)))
     assert next(batches) == 0
     assert isinstance(batches, Iterator)
     batches.close()

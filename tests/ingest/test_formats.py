@@ -6,7 +6,7 @@ import pytest
 from support.texts import ONE_CALL, read_text
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest.formats import FORMATS, detect_text, format_wanted
+from tdxtrace.ingest.formats import FORMATS, detect_text, format_named_by_user
 from tdxtrace.tables.formats import INPUT_FORMATS, format_named
 
 FTRACE = "       CPU 0/KVM-7       [001] .....  1.000001: kvm_entry: vcpu 0\n"
@@ -111,7 +111,7 @@ def test_a_format_of_a_later_version_counts_lines_of_events() -> None:
 
 def test_a_format_can_be_told() -> None:
     for form in FORMATS:
-        assert format_wanted(form.name) == form
+        assert format_named_by_user(form.name) == form
     text = "nothing\n" * 3000 + ONE_CALL
     with pytest.raises(FormatError):
         read_text(text)

@@ -265,7 +265,7 @@ def test_a_large_file_is_read_to_where_it_stays(
     assert b"".join(block.tobytes() for block in blocks) == ended
     assert all(block[-1] == ord("\n") for block in blocks)
     for block in blocks:
-        behind = np.ndarray(len(block) + stream_room.SPARE_BYTES, np.uint8, block.base)
+        behind = np.ndarray(len(block) + stream_room.BLOCK_PADDING, np.uint8, block.base)
         assert not behind[len(block) :].any()
     assert stream.n_bytes == len(text)
 
@@ -508,8 +508,8 @@ def test_a_file_whose_size_changes_while_it_is_read_is_a_loss(
         os.truncate(path, int(len(data) * kept))
         return head
 
-    read_first = stream_room._first
-    monkeypatch.setattr(stream_room, "_first", first)
+    read_first = stream_room._read_magic
+    monkeypatch.setattr(stream_room, "_read_magic", first)
     if (kind, kept) in _NOTHING_LEFT:
         with pytest.raises(TdxtraceError, match=f"has no event formats|{len(data):,} bytes when"):
             read_trace(path)
@@ -532,8 +532,8 @@ def test_a_log_that_is_rotated_while_it_is_read_has_not_changed(
         path.write_text("")
         return read_first(*given)
 
-    read_first = stream_room._first
-    monkeypatch.setattr(stream_room, "_first", first)
+    read_first = stream_room._read_magic
+    monkeypatch.setattr(stream_room, "_read_magic", first)
     assert read_trace(path).losses.filter(kind="changed_while_read").is_empty()
 
 

@@ -21,7 +21,7 @@ _LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full", "throttled")
 _REPEATED: Final = "entries seen in tdx_vcpu_run and again in tdx_handle_exit"
 _STALE: Final = "returns of tdx_vcpu_run, held off by a zap, without an entry"
 _OPEN: Final = "last returns of tdx_vcpu_run, perhaps without an entry"
-_FAR: Final = np.iinfo(np.int64)
+_INT64: Final = np.iinfo(np.int64)
 _EMPTY: Final = np.zeros(0, np.int64)
 _NO_WINDOWS: Final = (_EMPTY, _EMPTY)
 # The CPU replaces a thread that the tool did not print, as in pairs of calls.
@@ -150,8 +150,8 @@ class VcpuRuns:
         if len(gaps) != self._n_gaps or latest is not self._latest:
             losses = [gap for gap in gaps if gap.kind in _LOSS_KINDS]
             cpu = np.array([gap.cpu for gap in losses], np.int64)
-            start = [_FAR.min if gap.start_ns is None else gap.start_ns for gap in losses]
-            end = [_FAR.max if gap.end_ns is None else gap.end_ns for gap in losses]
+            start = [_INT64.min if gap.start_ns is None else gap.start_ns for gap in losses]
+            end = [_INT64.max if gap.end_ns is None else gap.end_ns for gap in losses]
             self._lost = _by_cpu(cpu, np.array(start, np.int64), np.array(end, np.int64))
             is_closed = all(gap.end_ns is not None for gap in losses)
             self._n_gaps, self._latest = len(gaps) if is_closed else -1, latest

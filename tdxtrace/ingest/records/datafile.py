@@ -37,9 +37,9 @@ class DataFile:
 
     def array(self, at: int, n_bytes: int) -> Bytes:
         """Do the same as ``read``, but return a writable array."""
-        wanted = max(0, min(n_bytes, self.size - at)) if at >= 0 else 0
-        made = np.empty(wanted, np.uint8)
-        return made[: self.fill(at, made)]
+        n_wanted = max(0, min(n_bytes, self.size - at)) if at >= 0 else 0
+        output = np.empty(n_wanted, np.uint8)
+        return output[: self.fill(at, output)]
 
     def fill(self, at: int, into: Bytes) -> int:
         """Read bytes from offset ``at`` into an array; return their number, fewer at file end.
@@ -48,10 +48,10 @@ class DataFile:
             InputError: If the system cannot read it.
         """
         done = 0
-        wanted = max(0, min(len(into), self.size - at)) if at >= 0 else 0
-        while done < wanted:
+        n_wanted = max(0, min(len(into), self.size - at)) if at >= 0 else 0
+        while done < n_wanted:
             try:
-                n = os.preadv(self.descriptor, [into.data[done:wanted]], at + done)
+                n = os.preadv(self.descriptor, [into.data[done:n_wanted]], at + done)
             except OSError as error:
                 raise InputError(f"cannot read {self.shown}: {error.strerror}") from None
             if not n:
@@ -120,23 +120,23 @@ class Cursor:
         """
         if not 0 <= n_bytes <= self.left:
             raise CutShortError
-        made = self._ahead(n_bytes)
-        if len(made) < n_bytes:
+        output = self._peek(n_bytes)
+        if len(output) < n_bytes:
             raise CutShortError
         self.at += n_bytes
-        return made
+        return output
 
     def number(self, n_bytes: int) -> int:
         """Return the next unsigned number of ``n_bytes`` bytes."""
         return int.from_bytes(self.take(n_bytes), "little")
 
-    def text(self, most: int = 4096) -> str:
-        """Return the next zero-terminated string of at most ``most`` bytes.
+    def text(self, max_bytes: int = 4096) -> str:
+        """Return the next zero-terminated string of at most ``max_bytes`` bytes.
 
         Raises:
             CutShortError: If it is not terminated within them.
         """
-        text, end, _ = self._ahead(most + 1).partition(b"\0")
+        text, end, _ = self._peek(max_bytes + 1).partition(b"\0")
         if not end:
             raise CutShortError
         self.at += len(text) + 1
@@ -158,7 +158,7 @@ class Cursor:
         size = len(self.source) if isinstance(self.source, bytes) else self.source.size
         return size - self.at
 
-    def _ahead(self, n_bytes: int) -> bytes:
+    def _peek(self, n_bytes: int) -> bytes:
         if isinstance(self.source, bytes):
             return self.source[self.at : self.at + n_bytes]
         return self.source.read(self.at, n_bytes)
@@ -210,10 +210,10 @@ def unpacker(name: str, shown: str) -> Unpack:
     method = known[name]
 
     def unpack(data: bytes, size: int) -> bytes:
-        made = method(data, size) if size <= MAX_PART_BYTES else b""
-        if len(made) != size:
+        output = method(data, size) if size <= MAX_PART_BYTES else b""
+        if len(output) != size:
             raise DamagedPartError
-        return made
+        return output
 
     return unpack
 
@@ -230,7 +230,7 @@ def _zstd(data: bytes, size: int) -> bytes:
 
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(data)
-        made: bytes = reader.read(size)
+        output: bytes = reader.read(size)
     except (zstandard.ZstdError, MemoryError):
         raise DamagedPartError from None
-    return made
+    return output

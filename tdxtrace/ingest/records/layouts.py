@@ -163,7 +163,7 @@ class FieldTables:
     """Number of layouts."""
     n_fields: int = 0
     layouts: I64Array = field(default_factory=lambda: np.zeros((16, 5), np.int64))
-    """By layout: FIRST_FIELD, its first row in ``fields``, and FIELDS_END, the row after its last one;
+    """By layout: FIRST_FIELD, its first row in ``fields``; FIELDS_END, the row after its last one;
     MIN_BYTES of a record, -1 if its records become no rows; EVENT, index in the registry's list;
     and index of its SLOTS in FieldLayouts. The array has unused rows at the end."""
     fields: I64Array = field(default_factory=lambda: np.zeros((64, 3), np.int64))

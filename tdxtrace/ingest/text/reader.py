@@ -32,7 +32,7 @@ from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe, role_of
 from tdxtrace.ingest.loops import lines as loops
 from tdxtrace.ingest.loops.lines import Columns
-from tdxtrace.ingest.source import MAX_LINE_BYTES, SPARE_BYTES, Block, matched_part
+from tdxtrace.ingest.source import BLOCK_PADDING, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.text import line_formats
 from tdxtrace.ingest.text.line_formats import LineFormat, LinePrefix
@@ -404,7 +404,7 @@ class TextReader:
 
     def _read(self, block: Block, at: int, run: Runner[Any], most_left: int) -> _Read:
         """Run the loop on the lines of a block from byte ``at`` on; it may stop before the end."""
-        text = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
+        text = np.ndarray(len(block) + BLOCK_PADDING, np.uint8, block.base)
         words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
         patterns = self.patterns.packed()
         n_lines = (len(block) - at) // _SHORT_LINE + 1
