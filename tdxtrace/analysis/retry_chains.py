@@ -55,21 +55,21 @@ _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"
 _UNBLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.UNBLOCK")[0]
 # PAGE.RELOCATE accepts only 4K pages, and its operands contain no level.
 _RELOCATE: Final = leaves.parse_leaf("TDH.MEM.PAGE.RELOCATE")[0]
-_OF_BLOCKED: Final = leaves.numbers_of(
+_NEED_BLOCK: Final = leaves.numbers_of(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE", "REMOVE")
 )
 
 # Number of calls linked per batch, chosen so that the per-call working data fits into the CPU
 # caches and uses little memory.
-_PIECE: Final = 1 << 18
+_BATCH_CALLS: Final = 1 << 18
 # Maximum number of chains, threads and pairs kept for an endless capture: one fault and one entry
 # for each of 32,768 vCPUs.  An arbitrary choice.
-_MAX_KEPT: Final = 1 << 16
+_MAX_ROWS: Final = 1 << 16
 # Approximate recording size of one call; decides whether loops over calls are compiled.
 _BYTES_PER_CALL: Final = 256
 # Maximum number of calls of a leaf after a gap that may still continue a request from before the
 # gap.  Later returns are too rare to mark every new request as cut.  An arbitrary choice.
-_MOST_BETWEEN: Final = 255
+_MAX_CALLS_BETWEEN: Final = 255
 # The observed maximum is a lower bound of the true maximum; assume twice as many (a choice).
 _MARGIN: Final = 2
 _MIN_NS: Final = np.iinfo(np.int64).min
@@ -210,21 +210,21 @@ class ChainState:
     is_surveyed: bool
     """Whether ``known`` covers the whole capture; otherwise it covers the segments so far."""
     sources: dict[int, Linker] = field(default_factory=dict)
-    n_given_up: int = 0
-    """Number of chains dropped by :func:`forget` before their end was recorded."""
+    n_dropped: int = 0
+    """Number of chains dropped by :func:`evict_old` before their end was recorded."""
     answers: list[pl.DataFrame] | None = None
     """Busy answers since the last :func:`take_answers`; None unless requested in :func:`start`."""
 
     @property
     def n_in_flight(self) -> int:
         """Number of chains that may still get another attempt."""
-        return sum(int((one.chains["is_lost"] == 0).sum()) for one in self.sources.values())
+        return sum(int((linker.chains["is_lost"] == 0).sum()) for linker in self.sources.values())
 
     @property
     def max_attempts_in_flight(self) -> int:
         """Largest number of attempts so far among open chains; 0 without open chains."""
         return max(
-            (int(one.chains["n"].max(initial=0)) for one in self.sources.values()), default=0
+            (int(linker.chains["n"].max(initial=0)) for linker in self.sources.values()), default=0
         )
 
 
@@ -264,15 +264,15 @@ def step(
     if losses is not None and losses.height:
         state.known.losses = pl.concat([state.known.losses, LOSSES.conform(losses)])
         for source, linker in state.sources.items():
-            linker.lose(state.known.losses, source)
+            linker.set_losses(state.known.losses, source)
     parts = []
     for source, calls in _by_source(seamcalls):
         linker = _linker(state, source)
-        for piece in _pieces(calls):
-            ended, places = linker.add(piece, state.known)
+        for batch in _batches(calls):
+            ended, positions = linker.add(batch, state.known)
             parts.append(linker.rows(ended, state.known, source, state.is_surveyed))
             if state.answers is not None:
-                state.answers.append(numbered(piece, places))
+                state.answers.append(number_batch(batch, positions))
     return pl.concat(parts or [RETRY_CHAINS.empty()])
 
 
@@ -290,30 +290,30 @@ def take_answers(state: ChainState) -> pl.DataFrame:
 _NO_ANSWERS: Final = BUSY_ANSWERS.empty().drop("episode")
 
 
-def numbered(calls: pl.DataFrame, places: linking.Places) -> pl.DataFrame:
+def number_batch(calls: pl.DataFrame, positions: linking.CallPositions) -> pl.DataFrame:
     """Return rows of ``busy_answers`` without ``episode``.
 
     Args:
         calls: Rows of the ``seamcalls`` table; only those with a retryable status are used.
-        places: Position of each call in its chain.
+        positions: Position of each call in its chain.
     """
-    made = calls.lazy().with_columns(
-        first_seq=pl.Series(places.first_seq),
-        number=pl.Series(places.n_busy),
-        waited_ns=pl.col("end_ns") - pl.Series(places.begins),
+    answers = calls.lazy().with_columns(
+        first_seq=pl.Series(positions.first_seq),
+        number=pl.Series(positions.n_busy),
+        waited_ns=pl.col("end_ns") - pl.Series(positions.begins),
     )
-    return made.filter(is_retryable(pl.col("status"))).select(_NO_ANSWERS.columns).collect()
+    return answers.filter(is_retryable(pl.col("status"))).select(_NO_ANSWERS.columns).collect()
 
 
 def finish(state: ChainState) -> pl.DataFrame:
     """Return the chains that are still open at the end of the capture."""
     parts = [RETRY_CHAINS.empty()]
     for source, linker in state.sources.items():
-        parts += [linker.rows(linker.rest(), state.known, source), linker.decided()]
+        parts += [linker.rows(linker.finish(), state.known, source), linker.deferred_rows()]
     return pl.concat(parts)
 
 
-def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
+def evict_old(state: ChainState, before_ns: int) -> pl.DataFrame:
     """Drop old chains and losses to bound the memory of an endless capture.
 
     Chains without an attempt since ``before_ns``, and those cut by a loss, are returned as if the
@@ -327,14 +327,14 @@ def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
     """
     known, parts = state.known, []
     for source, linker in state.sources.items():
-        old, n_excess = linker.let_go(before_ns)
+        old, n_excess = linker.evict(before_ns)
         rows = linker.rows(old, known, source)
         is_dropped = (pl.col("cut_by") == "trace_end").fill_null(False)
-        state.n_given_up += n_excess + rows.select(is_dropped.sum()).item()
+        state.n_dropped += n_excess + rows.select(is_dropped.sum()).item()
         parts.append(rows.filter(~is_dropped))
-        if max(len(linker.owners), len(linker.pairs)) > _MAX_KEPT:
+        if max(len(linker.owners), len(linker.pairs)) > _MAX_ROWS:
             linker.shrink()
-    known.tds = known.tds.tail(_MAX_KEPT)
+    known.tds = known.tds.tail(_MAX_ROWS)
     if known.losses.height:
         known.losses = _merged_losses(known.losses, before_ns)
     return pl.concat(parts or [RETRY_CHAINS.empty()])
@@ -356,7 +356,7 @@ def _merged_losses(losses: pl.DataFrame, before_ns: int) -> pl.DataFrame:
 def _linker(state: ChainState, source: int) -> Linker:
     if source not in state.sources:
         state.sources[source] = Linker()
-        state.sources[source].lose(state.known.losses, source)
+        state.sources[source].set_losses(state.known.losses, source)
     return state.sources[source]
 
 
@@ -364,11 +364,11 @@ def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
     """Yield the calls of each source; the frame is not copied if there is only one source."""
     sources = seamcalls["source"].unique().sort()
     for source in sources:
-        one = len(sources) == 1
-        yield int(source), seamcalls if one else seamcalls.filter(pl.col("source") == source)
+        is_only = len(sources) == 1
+        yield int(source), seamcalls if is_only else seamcalls.filter(pl.col("source") == source)
 
 
-def _pieces(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _batches(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield calls in batches, in the order in which they begin."""
     calls = calls.select(pl.col(name) for name in calls.columns if name in _NEEDED)
     if not calls["seq"].is_sorted():
@@ -376,8 +376,10 @@ def _pieces(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
     begins = calls.select(pl.coalesce("start_ns", "end_ns")).to_series()
     # Calls are nearly in order, and numpy's stable sort is fast on sorted runs.
     order = None if begins.is_sorted() else np.argsort(begins.to_numpy(), kind="stable")
-    for at in range(0, calls.height, _PIECE):
-        yield calls[at : at + _PIECE] if order is None else calls[order[at : at + _PIECE]]
+    for at in range(0, calls.height, _BATCH_CALLS):
+        yield (
+            calls[at : at + _BATCH_CALLS] if order is None else calls[order[at : at + _BATCH_CALLS]]
+        )
 
 
 _NEEDED: Final = {"source", "seq", "leaf", "cpu", "start_cpu", "in_irq", "bounds", *_RECORDED}
@@ -388,7 +390,7 @@ class Linker:
     """State of linking for one source: what later calls depend on."""
 
     windows: LossWindows | None = None
-    is_midway: bool = False
+    started_midway: bool = False
     owners: Rows = field(default_factory=lambda: np.zeros(0, linking.OWNER))
     pairs: Rows = field(default_factory=lambda: np.zeros(0, linking.PAIR))
     chains: Rows = field(default_factory=lambda: np.zeros(0, linking.CHAIN))
@@ -397,19 +399,19 @@ class Linker:
     """Successful calls that may have ended after the begin of a later call."""
     owner_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     pair_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    most_between: I64 = field(default_factory=lambda: np.full(1 << 16, linking.NONE, np.int64))
-    held: list[pl.DataFrame] = field(default_factory=list)
+    max_between: I64 = field(default_factory=lambda: np.full(1 << 16, linking.NONE, np.int64))
+    deferred: list[pl.DataFrame] = field(default_factory=list)
     """Chains that are cut if a thread returns to a request after that many calls, and the cause."""
     n_calls: int = 0
     run: Runner[Any] = interpreted
 
-    def lose(self, losses: pl.DataFrame, source: int) -> None:
+    def set_losses(self, losses: pl.DataFrame, source: int) -> None:
         """Set the loss windows from all losses so far."""
         windows = LossWindows(losses, source)
         self.windows = windows if windows.any else None
-        self.is_midway = start_windows(losses, source).any
+        self.started_midway = start_windows(losses, source).any
 
-    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, linking.Places]:
+    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, linking.CallPositions]:
         """Link calls in the order in which they begin.
 
         Args:
@@ -424,24 +426,24 @@ class Linker:
         self.run = choose((self.n_calls + n) * _BYTES_PER_CALL)
         tables = self._tables(n)
         pair_of = np.empty(n, np.int32)
-        places = linking.Places(
+        positions = linking.CallPositions(
             np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint32)
         )
-        seen = calls
+        columns = calls
         if self.run is interpreted:
-            seen = linking.CallColumns(*(column.tolist() for column in calls))
-        self.run(linking.find_threads)(seen, tables, pair_of)
+            columns = linking.CallColumns(*(column.tolist() for column in calls))
+        self.run(linking.find_threads)(columns, tables, pair_of)
         may_miss, inside = self._gaps(frame, calls, tables, pair_of)
         successes = np.concatenate([self.successes, _successes(calls)])
         successes = successes[np.lexsort((successes["seq"], successes["ends"]))]
         rows = self._rows(successes)
         process = calls.tgid if known.has_processes else np.zeros(n, np.int32)
         operands, callers = identifying_operands(), second_callers()
-        about = linking.Leaves(
-            operands, known.captured, callers, _special_leaves(), self.most_between
+        leaf_properties = linking.Leaves(
+            operands, known.captured, callers, _special_leaves(), self.max_between
         )
-        told = about, pair_of, may_miss, inside, process, rows, self.n_calls, self.is_midway
-        self.run(linking.link_attempts)(seen, *told, tables, places)
+        arguments = leaf_properties, pair_of, may_miss, inside, process, rows, self.n_calls
+        self.run(linking.link_attempts)(columns, *arguments, self.started_midway, tables, positions)
         self.n_calls += n
         self.owners = _array(tables.owners, tables.counts[0], linking.OWNER).copy()
         self.pairs = _array(tables.pairs, tables.counts[1], linking.PAIR).copy()
@@ -449,29 +451,29 @@ class Linker:
         chains = _array(tables.chains, tables.counts[2], linking.CHAIN)
         is_open = chains["is_open"] != 0
         self.chains = chains[is_open]
-        return ChainFields(chains, np.flatnonzero(~is_open)), places
+        return ChainFields(chains, np.flatnonzero(~is_open)), positions
 
     def _tables(self, n: int) -> linking.Tables:
         """Return the kept tables with headroom for ``n`` calls."""
         sizes = len(self.owners), len(self.pairs), len(self.chains)
-        wanted = [2 * (size + n) for size in sizes]
-        enters = len(self.owner_heads) < wanted[0] or len(self.pair_heads) < wanted[1]
-        if enters:
-            self.owner_heads, self.pair_heads = _heads(2 * wanted[0]), _heads(2 * wanted[1])
-        self.owners["opened"] = self.pairs["loose"] = linking.NONE
+        n_slots = [2 * (size + n) for size in sizes]
+        must_rebuild = len(self.owner_heads) < n_slots[0] or len(self.pair_heads) < n_slots[1]
+        if must_rebuild:
+            self.owner_heads, self.pair_heads = _heads(2 * n_slots[0]), _heads(2 * n_slots[1])
+        self.owners["opened"] = self.pairs["unidentified"] = linking.NONE
         tables = linking.Tables(
             self._rows(self.owners, n),
             self._rows(self.pairs, n),
             self._rows(self.chains, n),
             self.owner_heads,
             self.pair_heads,
-            _heads(wanted[2]),
-            _heads(wanted[2]),
+            _heads(n_slots[2]),
+            _heads(n_slots[2]),
             np.full(sizes[2] + n, linking.NONE, np.int32),
             np.full(sizes[2] + n, linking.NONE, np.int32),
             np.array([*sizes, 0], np.int64),
         )
-        self.run(linking.keep_up)(tables, sizes[2], enters)
+        self.run(linking.rebuild_indexes)(tables, sizes[2], must_rebuild)
         return tables
 
     def _rows(self, table: Rows, n: int = 0) -> Rows:
@@ -480,7 +482,7 @@ class Linker:
         Interpreted loops are 20 times faster if each row is a dict that is created on first use.
         """
         if self.run is not interpreted:
-            return _with_room(table, n)
+            return _with_capacity(table, n)
         names = table.dtype.names or ()
         rows = defaultdict[int, dict[str, int]](lambda: dict.fromkeys(names, 0))
         rows |= {at: dict(zip(names, row, strict=True)) for at, row in enumerate(table.tolist())}
@@ -495,7 +497,7 @@ class Linker:
         first_cpu = np.array(cpus.to_series().to_numpy())
         start, end = calls.begins, calls.ends
         since, cpu = np.full(len(start), _MIN_NS), first_cpu.copy()
-        self.run(linking.look_back)(pair_of, last_cpu, end, tables, since, cpu)
+        self.run(linking.find_previous_calls)(pair_of, last_cpu, end, tables, since, cpu)
         if self.windows is None:
             nothing = np.zeros(0, np.bool_)
             return nothing, nothing
@@ -505,34 +507,34 @@ class Linker:
         inside |= self.windows.overlap(last_cpu, start, end)
         return before | inside, inside
 
-    def let_go(self, before_ns: int) -> tuple[ChainFields, int]:
+    def evict(self, before_ns: int) -> tuple[ChainFields, int]:
         """Drop and return the old chains; drop and count the oldest chains above the limit."""
         last, is_lost = self.chains["ends"], self.chains["is_lost"] != 0
         is_old = is_lost | (last < before_ns)
         is_excess = ~is_old
-        is_excess[np.argsort(np.where(is_old, _MIN_NS, last), kind="stable")[-_MAX_KEPT:]] = False
+        is_excess[np.argsort(np.where(is_old, _MIN_NS, last), kind="stable")[-_MAX_ROWS:]] = False
         is_dropped = is_old | is_excess
-        is_counted = is_dropped & (self.chains["is_followed"] == 0)
-        np.subtract.at(self.pairs["n_open"], self.chains["pair"][is_counted], 1)
+        was_counted = is_dropped & (self.chains["is_followed"] == 0)
+        np.subtract.at(self.pairs["n_open"], self.chains["pair"][was_counted], 1)
         dropped = ChainFields(self.chains, np.flatnonzero(is_old))
         self.chains = self.chains[~is_dropped]
-        self.successes = self.successes[-_MAX_KEPT:]
+        self.successes = self.successes[-_MAX_ROWS:]
         return dropped, int(is_excess.sum())
 
     def shrink(self) -> None:
         """Drop rows that later calls do not need, and the threads whose last call is oldest."""
-        kept = np.zeros(len(self.owners), np.bool_)
-        kept[np.argsort(self.owners["last"], kind="stable")[-_MAX_KEPT:]] = True
-        kept[self.pairs["owner"][self.chains["pair"]]] = True
+        is_kept = np.zeros(len(self.owners), np.bool_)
+        is_kept[np.argsort(self.owners["last"], kind="stable")[-_MAX_ROWS:]] = True
+        is_kept[self.pairs["owner"][self.chains["pair"]]] = True
         of_vcpu = _special_leaves()[self.pairs["leaf"]] != 0
-        kept_pairs = kept[self.pairs["owner"]] & (of_vcpu | (self.pairs["n_open"] > 0))
-        kept_pairs[self.chains["pair"]] = True
-        self.chains["pair"] = (np.cumsum(kept_pairs) - 1)[self.chains["pair"]]
-        self.owners, self.pairs = self.owners[kept], self.pairs[kept_pairs]
-        self.pairs["owner"] = (np.cumsum(kept) - 1)[self.pairs["owner"]]
+        is_kept_pair = is_kept[self.pairs["owner"]] & (of_vcpu | (self.pairs["n_open"] > 0))
+        is_kept_pair[self.chains["pair"]] = True
+        self.chains["pair"] = (np.cumsum(is_kept_pair) - 1)[self.chains["pair"]]
+        self.owners, self.pairs = self.owners[is_kept], self.pairs[is_kept_pair]
+        self.pairs["owner"] = (np.cumsum(is_kept) - 1)[self.pairs["owner"]]
         self.owner_heads, self.pair_heads = _heads(0)[:0], _heads(0)[:0]
 
-    def rest(self) -> ChainFields:
+    def finish(self) -> ChainFields:
         """Return the open chains, after the last call."""
         tables = self._tables(0)
         self.run(linking.settle)(tables, self._rows(self.successes), np.int64(_MAX_NS))
@@ -540,7 +542,7 @@ class Linker:
         return ChainFields(_array(tables.chains, n, linking.CHAIN), np.arange(n))
 
     def rows(
-        self, chains: ChainFields, known: Survey, source: int, may_hold: bool = False
+        self, chains: ChainFields, known: Survey, source: int, may_defer: bool = False
     ) -> pl.DataFrame:
         """Return rows of ``retry_chains``; chains still open get no more attempts.
 
@@ -548,50 +550,56 @@ class Linker:
             chains: The chains.
             known: Survey of the capture.
             source: Source number.
-            may_hold: Whether to hold back chains that a later call may show to be cut.
+            may_defer: Whether to hold back chains that a later call may show to be cut.
         """
         if not len(chains):
             return RETRY_CHAINS.empty()
         outcome, cut_by = self._outcomes(chains)
         table = _table(chains, outcome, cut_by, known, source)
         after_gap = chains["after_gap"]
-        is_held = (after_gap > self._reach(chains["leaf"])) & (after_gap <= _MOST_BETWEEN)
-        is_held &= outcome != _CUT
-        if not may_hold or not is_held.any():
+        is_deferred = (after_gap > self._max_between_after_gap(chains["leaf"])) & (
+            after_gap <= _MAX_CALLS_BETWEEN
+        )
+        is_deferred &= outcome != _CUT
+        if not may_defer or not is_deferred.any():
             return table
-        gap = np.where(chains["lossy"] > 0, _LOST, _TRACE_START).astype(np.uint8)
-        told = table.with_columns(
+        gap = np.where(chains["n_gaps"] > 0, _LOST, _TRACE_START).astype(np.uint8)
+        rows = table.with_columns(
             after_gap=pl.Series(after_gap), gap=pl.Series(gap).cat.to(pl.Enum(CUTS))
         )
-        self.held.append(told.filter(is_held))
-        return table.filter(~is_held)
+        self.deferred.append(rows.filter(is_deferred))
+        return table.filter(~is_deferred)
 
-    def decided(self) -> pl.DataFrame:
+    def deferred_rows(self) -> pl.DataFrame:
         """Return the rows that were held back, after the last call."""
-        if not self.held:
+        if not self.deferred:
             return RETRY_CHAINS.empty()
-        held = pl.concat(self.held)
-        is_cut = pl.col("after_gap") <= pl.Series(self._reach(held["leaf"].to_numpy()))
+        deferred = pl.concat(self.deferred)
+        is_cut = pl.col("after_gap") <= pl.Series(
+            self._max_between_after_gap(deferred["leaf"].to_numpy())
+        )
         outcome = pl.when(is_cut).then(pl.lit("cut", pl.Enum(OUTCOMES))).otherwise("outcome")
         cut_by = pl.when(is_cut).then("gap").otherwise("cut_by")
-        return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
+        return RETRY_CHAINS.conform(deferred.with_columns(outcome=outcome, cut_by=cut_by))
 
     def _outcomes(self, chains: ChainFields) -> tuple[U8, U8]:
         """Return the outcome of each chain, and the cause if it is cut."""
         is_open, is_lost = chains["is_open"] != 0, chains["is_lost"] != 0
-        goes_on, began, is_vague = self._since(chains, is_open)
+        is_active, has_left, is_ambiguous = self._activity_after(chains, is_open)
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
-        after_gap, is_past_loss = chains["after_gap"], chains["lossy"] != 0
-        may_go_on = (after_gap != linking.NONE) & (after_gap <= self._reach(chains["leaf"]))
-        by_loss |= may_go_on & is_past_loss
-        by_start |= may_go_on & ~is_past_loss & ~by_loss
-        by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
-        is_doubtful = (chains["is_doubtful"] != 0) | is_vague
+        after_gap, is_past_loss = chains["after_gap"], chains["n_gaps"] != 0
+        may_continue = (after_gap != linking.NONE) & (
+            after_gap <= self._max_between_after_gap(chains["leaf"])
+        )
+        by_loss |= may_continue & is_past_loss
+        by_start |= may_continue & ~is_past_loss & ~by_loss
+        by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & is_active
+        is_doubtful = (chains["is_doubtful"] != 0) | is_ambiguous
         # Without a loss since then, a call that does not name its request began before the trace.
-        is_whole = self.is_midway & ~is_past_loss & ~is_lost
-        by_start |= is_doubtful & is_whole
-        by_loss |= is_doubtful & ~is_whole & ~by_start
-        is_cut = by_loss | by_start | is_open & ~began
+        is_from_start = self.started_midway & ~is_past_loss & ~is_lost
+        by_start |= is_doubtful & is_from_start
+        by_loss |= is_doubtful & ~is_from_start & ~by_start
+        is_cut = by_loss | by_start | is_open & ~has_left
         # The outcome depends on whether another thread settled the request before the loss.
         by_later_loss = is_open & is_lost & ~by_loss & ~by_start
         is_left = is_open & (~is_cut | by_later_loss)
@@ -606,39 +614,42 @@ class Linker:
         cut_by = np.select([by_loss, by_start], [_LOST, _TRACE_START], _TRACE_END)
         return outcome.astype(np.uint8), cut_by.astype(np.uint8)
 
-    def _since(self, chains: ChainFields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
+    def _activity_after(self, chains: ChainFields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
         """Activity of each thread after the last call of its open chain; False for ended chains.
 
         Returns:
             Whether the thread made any call; whether it began another request and so left this
             one; and whether a call that does not name its request may continue this one.
         """
-        goes_on, began, is_vague = np.zeros((3, len(is_open)), np.bool_)
+        is_active, has_left, is_ambiguous = np.zeros((3, len(is_open)), np.bool_)
         at = np.flatnonzero(is_open)
         if not len(at):
-            return goes_on, began, is_vague
-        left = ChainFields(chains, at)
-        pair = self.pairs[left["pair"]]
-        owner, last, leaf = self.owners[pair["owner"]], left["last"], left["leaf"]
-        is_fault, is_followed = _special_leaves()[leaf] == linking.FAULT, left["is_followed"] != 0
+            return is_active, has_left, is_ambiguous
+        open_chains = ChainFields(chains, at)
+        pair = self.pairs[open_chains["pair"]]
+        owner, last, leaf = self.owners[pair["owner"]], open_chains["last"], open_chains["leaf"]
+        is_fault = _special_leaves()[leaf] == linking.FAULT
+        is_followed = open_chains["is_followed"] != 0
         # Entering the vCPU does not mean that the thread left a fault's request.
-        goes_on[at] = np.where(is_fault, owner["last_other"], owner["last"]) > last
-        is_over = np.where(is_fault, owner["began_other"], owner["began"]) > last
+        is_active[at] = np.where(is_fault, owner["last_other"], owner["last"]) > last
+        has_moved_on = np.where(is_fault, owner["began_other"], owner["began"]) > last
         # The thread may return to the request, as it returned to others.
-        between = pair["n"] - left["at"] - 1
-        is_settled = (left["is_settled"] != 0) & (left["last_settled"] > left["last_begins"])
-        is_over &= (between > self._most(leaf)) | is_settled | is_followed
-        began[at] = is_over | (left["is_undone"] != 0)
-        is_vague[at] = ~is_followed & (pair["last_vague"] > last)
-        return goes_on, began, is_vague
+        between = pair["n"] - open_chains["at"] - 1
+        is_settled = (open_chains["is_settled"] != 0) & (
+            open_chains["last_settled"] > open_chains["last_begins"]
+        )
+        has_moved_on &= (between > self._max_between(leaf)) | is_settled | is_followed
+        has_left[at] = has_moved_on | (open_chains["is_void"] != 0)
+        is_ambiguous[at] = ~is_followed & (pair["last_ambiguous"] > last)
+        return is_active, has_left, is_ambiguous
 
-    def _most(self, leaf: U16) -> I64:
+    def _max_between(self, leaf: U16) -> I64:
         """Largest number of calls of a leaf before a thread returns to a request; NONE if never."""
-        return np.minimum(self.most_between, _MOST_BETWEEN)[leaf]
+        return np.minimum(self.max_between, _MAX_CALLS_BETWEEN)[leaf]
 
-    def _reach(self, leaf: U16) -> I64:
-        """Like :meth:`_most`, but after a gap, where there may be more calls than recorded."""
-        return np.clip(_MARGIN * self._most(leaf), linking.NONE, _MOST_BETWEEN)
+    def _max_between_after_gap(self, leaf: U16) -> I64:
+        """Like :meth:`_max_between`, after a gap: there may be more calls than were recorded."""
+        return np.clip(_MARGIN * self._max_between(leaf), linking.NONE, _MAX_CALLS_BETWEEN)
 
 
 class ChainFields:
@@ -653,16 +664,16 @@ class ChainFields:
 
     def __init__(self, rows: Rows | ChainFields, at: NDArray[np.int64]) -> None:
         self._rows, self._at = rows, at
-        self._taken: dict[str, NDArray[Any]] = {}
+        self._cache: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._at)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return one field of all rows; do not modify it."""
-        if name not in self._taken:
-            self._taken[name] = self._rows[name][self._at]
-        return self._taken[name]
+        if name not in self._cache:
+            self._cache[name] = self._rows[name][self._at]
+        return self._cache[name]
 
 
 def _is_settled(chains: ChainFields) -> Flags:
@@ -687,7 +698,7 @@ def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
     )
     if "bounds" in frame.columns:
         flags.append(pl.col("bounds"))
-    made = frame.select(
+    columns = frame.select(
         "leaf",
         "seq",
         pl.col("tid", "tgid", "gpa", "level", "vp_id", "page", "status").fill_null(0),
@@ -699,7 +710,7 @@ def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
     ).rename({"vp_id": "vp"})
     # numba treats writable and read-only arrays as two types.
     return linking.CallColumns(
-        *(np.array(made[name].to_numpy()) for name in linking.CallColumns._fields)
+        *(np.array(columns[name].to_numpy()) for name in linking.CallColumns._fields)
     )
 
 
@@ -719,10 +730,10 @@ def _td_of_request(frame: pl.DataFrame, known: Survey) -> pl.Series:
 def _successes(calls: linking.CallColumns) -> Rows:
     """Return the calls that settled a request for every caller, or made requests void."""
     caller = second_callers()[calls.leaf]
-    wanted = (caller == linking.BY_PAGE) & (calls.flags & linking.GPA != 0)
-    wanted |= (caller == linking.BY_TD) & ((calls.flags & linking.TD != 0) | (calls.td != 0))
-    wanted &= (calls.flags & linking.RETURNED != 0) & (calls.status < word.ERROR_BIT)
-    at = np.flatnonzero(wanted)
+    is_success = (caller == linking.BY_PAGE) & (calls.flags & linking.GPA != 0)
+    is_success |= (caller == linking.BY_TD) & ((calls.flags & linking.TD != 0) | (calls.td != 0))
+    is_success &= (calls.flags & linking.RETURNED != 0) & (calls.status < word.ERROR_BIT)
+    at = np.flatnonzero(is_success)
     found = np.zeros(len(at), linking.SUCCESS)
     for name in linking.CallColumns._fields:
         if name in (linking.SUCCESS.names or ()):
@@ -730,13 +741,13 @@ def _successes(calls: linking.CallColumns) -> Rows:
     unblocks = found[found["leaf"] == _UNBLOCK]
     if not len(unblocks):
         return found
-    unblocks["undoes"] = 1
+    unblocks["voids"] = 1
     return np.concatenate([found, *_undone(unblocks)])
 
 
 def _undone(unblocks: Rows) -> Iterator[Rows]:
     """Yield the requests that successful RANGE.UNBLOCK calls make void."""
-    for leaf in _OF_BLOCKED:
+    for leaf in _NEED_BLOCK:
         requests = unblocks.copy()
         requests["leaf"] = leaf
         yield requests
@@ -751,48 +762,48 @@ def _table(
 ) -> pl.DataFrame:
     """Rows of ``retry_chains``, one per chain."""
     n, flags, last = len(chains), chains["flags"], chains["last_flags"]
-    columns = {name: pl.Series(chains[name]) for name in _AS_IS}
+    columns = {name: pl.Series(chains[name]) for name in _COPIED_FIELDS}
     operands = flags & identifying_operands()[chains["leaf"]]
     is_entry = chains["leaf"] == VP_ENTER
     end_flag = np.where(is_entry, linking.START, linking.END)
     took = np.where(is_entry, chains["last_begins"], chains["ends"]) - chains["begins"]
     is_timed = (flags & linking.START != 0) & (last & end_flag != 0)
-    made = pl.DataFrame(
+    rows = pl.DataFrame(
         {
             "source": pl.Series([source], dtype=pl.UInt16).new_from_index(0, n),
             "first_seq": columns["first_seq"],
             "last_seq": columns["last_seq"],
             "leaf": columns["leaf"],
-            "tid": _where(columns["tid"], flags & linking.TID),
-            "tgid": _where(columns["tgid"], chains["known"] & linking.TGID),
-            "td_id": _where(columns["td"], chains["known"] & linking.TD),
-            "vp_id": _where(columns["vp"], chains["known"] & linking.VP),
-            "gpa": _where(columns["gpa"], operands & linking.GPA),
-            "level": _where(columns["level"], operands & linking.LEVEL),
+            "tid": _null_unless(columns["tid"], flags & linking.TID),
+            "tgid": _null_unless(columns["tgid"], chains["known"] & linking.TGID),
+            "td_id": _null_unless(columns["td"], chains["known"] & linking.TD),
+            "vp_id": _null_unless(columns["vp"], chains["known"] & linking.VP),
+            "gpa": _null_unless(columns["gpa"], operands & linking.GPA),
+            "level": _null_unless(columns["level"], operands & linking.LEVEL),
             "start_ns": columns["begins"],
             "end_ns": columns["ends"],
-            "took_ns": _where(pl.Series(took), is_timed),
+            "took_ns": _null_unless(pl.Series(took), is_timed),
             "n_attempts": columns["n"].cast(pl.UInt32),
             "n_busy": columns["n_busy"].cast(pl.UInt32),
             "n_segments": columns["n_segments"].cast(pl.UInt32),
             "outcome": pl.Series(outcome).cat.to(pl.Enum(OUTCOMES)),
-            "final_status": _where(columns["status"], last & linking.RETURNED),
+            "final_status": _null_unless(columns["status"], last & linking.RETURNED),
             "identity": identity(chains["leaf"], flags),
-            "cut_by": _where(pl.Series(cut_by).cat.to(pl.Enum(CUTS)), outcome == _CUT),
-            "settled_seq": _where(columns["settled_seq"], outcome == _RESOLVED),
+            "cut_by": _null_unless(pl.Series(cut_by).cat.to(pl.Enum(CUTS)), outcome == _CUT),
+            "settled_seq": _null_unless(columns["settled_seq"], outcome == _RESOLVED),
             "begin_lost": (chains["by_loss"] | chains["by_start"]) != 0,
         }
     )
-    return RETRY_CHAINS.conform(infer_td(made, known.tds, TD_OWNERS[:2]))
+    return RETRY_CHAINS.conform(infer_td(rows, known.tds, TD_OWNERS[:2]))
 
 
-_AS_IS: Final = (
+_COPIED_FIELDS: Final = (
     *("first_seq", "last_seq", "leaf", "tid", "tgid", "td", "vp", "gpa", "level", "begins"),
     *("ends", "n", "n_busy", "n_segments", "status", "settled_seq"),
 )
 
 
-def _where(values: pl.Series, flags: NDArray[Any]) -> pl.Series:
+def _null_unless(values: pl.Series, flags: NDArray[Any]) -> pl.Series:
     """Values where a flag is set, else null."""
     is_set = flags != 0
     if is_set.all():
@@ -821,10 +832,10 @@ def _array(rows: Rows, n: int, kind: np.dtype[np.void]) -> Rows:
     return np.array([tuple(rows[at].values()) for at in range(n)], kind)
 
 
-def _with_room(kept: Rows, n: int) -> Rows:
+def _with_capacity(rows: Rows, n: int) -> Rows:
     """Return a copy of the table with ``n`` further zero rows."""
-    table = np.zeros(len(kept) + n, kept.dtype)
-    table[: len(kept)] = kept
+    table = np.zeros(len(rows) + n, rows.dtype)
+    table[: len(rows)] = rows
     return table
 
 
@@ -840,13 +851,13 @@ def number_answers(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     """
     parts = [_NO_ANSWERS]
     for source, of_source in _by_source(calls):
-        own, seq = chains.filter(pl.col("source") == source), pl.col("seq")
+        own_chains, seq = chains.filter(pl.col("source") == source), pl.col("seq")
         # The bounds come from the chains, which were separated by losses, threads or processes.
-        opens = seq.is_in(own["first_seq"].implode()).cast(pl.UInt16) * linking.OPENS
-        closes = seq.is_in(own["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
+        opens = seq.is_in(own_chains["first_seq"].implode()).cast(pl.UInt16) * linking.OPENS
+        closes = seq.is_in(own_chains["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
         linker, known = Linker(), Survey()
         known.add(of_source, are_all=True)
-        pieces = _pieces(of_source.with_columns(bounds=opens + closes))
-        parts += [numbered(piece, linker.add(piece, known)[1]) for piece in pieces]
+        batches = _batches(of_source.with_columns(bounds=opens + closes))
+        parts += [number_batch(batch, linker.add(batch, known)[1]) for batch in batches]
     begun = chains.select("source", "first_seq")
     return pl.concat(parts).join(begun, on=["source", "first_seq"], how="semi")

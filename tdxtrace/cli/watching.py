@@ -211,8 +211,8 @@ def _head(totals: RunningTotals) -> Iterator[str]:
     in_flight = f"chains in flight: {chains.n_in_flight}"
     if chains.max_attempts_in_flight > 1:
         in_flight += f", the longest with {chains.max_attempts_in_flight:,} attempts so far"
-    if chains.n_given_up:
-        in_flight += f"; {chains.n_given_up:,} no longer tracked"
+    if chains.n_dropped:
+        in_flight += f"; {chains.n_dropped:,} no longer tracked"
     yield in_flight
     if totals.n_lost:
         yield f"lost: {totals.n_lost:,} events; chains across a loss are cut"

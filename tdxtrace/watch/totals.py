@@ -146,7 +146,7 @@ class RunningTotals:
         ended = retry_chains.step(self.chains, tick.seamcalls, losses)
         if tick.last_ns is None:
             return ended
-        return pl.concat([ended, retry_chains.forget(self.chains, tick.last_ns - _STALE_NS)])
+        return pl.concat([ended, retry_chains.evict_old(self.chains, tick.last_ns - _STALE_NS)])
 
     def replace_counts(self, tick: CountTick) -> None:
         """Replace counters by those of a histogram, which count from its beginning.
@@ -275,7 +275,7 @@ class RunningTotals:
             "rates": {name: round(rate, 1) for name, rate in self.rates.items()},
             "in_flight": self.chains.n_in_flight,
             "in_flight_max_attempts": self.chains.max_attempts_in_flight,
-            "given_up": self.chains.n_given_up,
+            "given_up": self.chains.n_dropped,
             "leaves": {name: leaf.to_dict() for name, leaf in sorted(self.leaves.items())},
             "busy": [
                 {"leaf": leaf, "resource": resource, "n": n}

@@ -15,8 +15,8 @@ import tdxtrace
 from tdxtrace.analysis import retry_chains as module
 from tdxtrace.analysis.retry_chains import (
     ChainState,
+    evict_old,
     finish,
-    forget,
     retry_chains,
     start,
     step,
@@ -104,42 +104,42 @@ def test_what_is_learned_on_the_way_gives_the_same_where_all_calls_are_whole() -
     assert cut.equals(retry_chains(one.seamcalls, one.losses))
 
 
-def let_go(text: str, cuts: list[int]) -> tuple[list[tuple[int, str, int]], ChainState]:
+def evicted(text: str, cuts: list[int]) -> tuple[list[tuple[int, str, int]], ChainState]:
     """Chains of a capture without an end: page, outcome and attempts."""
     one, state, parts, begin = story(text), start(), [], 0
     for end in [*cuts, len(one.calls)]:
         part = one.seamcalls.sort("seq")[begin:end]
         now = part.select(pl.col("end_ns").max()).item()
-        parts += [step(state, part), forget(state, now - 60 * 10**9)]
+        parts += [step(state, part), evict_old(state, now - 60 * 10**9)]
         begin = end
     found = pl.concat(parts).with_columns(pl.col("outcome").cast(pl.String))
     return found.select("gpa", "outcome", "n_attempts").rows(), state
 
 
 def test_an_endless_chain_is_in_flight() -> None:
-    found, state = let_go("B1 B1 B1", [1, 2])
+    found, state = evicted("B1 B1 B1", [1, 2])
     assert (found, state.n_in_flight, state.max_attempts_in_flight) == ([], 1, 3)
 
 
 def test_a_request_that_was_left_is_abandoned_after_a_minute() -> None:
-    found, state = let_go("B1 S2 _61s 2/S3", [1, 2])
+    found, state = evicted("B1 S2 _61s 2/S3", [1, 2])
     assert sorted(found) == [
         (0x1000, "abandoned", 1),
         (0x2000, "succeeded", 1),
         (0x3000, "succeeded", 1),
     ]
-    assert (state.n_in_flight, state.n_given_up) == (0, 0)
+    assert (state.n_in_flight, state.n_dropped) == (0, 0)
 
 
 def test_a_request_whose_thread_was_not_seen_since_is_lost_sight_of() -> None:
-    found, state = let_go("B1 _61s 2/S2", [1])
+    found, state = evicted("B1 _61s 2/S2", [1])
     assert found == [(0x2000, "succeeded", 1)]
-    assert (state.n_in_flight, state.n_given_up) == (0, 1)
+    assert (state.n_in_flight, state.n_dropped) == (0, 1)
 
 
 def test_a_call_that_does_not_name_its_request_is_no_doubt_for_ever() -> None:
     """What may continue it is forgotten with it."""
-    found, _ = let_go("S1 B2 S3 _61s 2/S5 S1~ B4 S4", [3, 4])
+    found, _ = evicted("S1 B2 S3 _61s 2/S5 S1~ B4 S4", [3, 4])
     assert {outcome for gpa, outcome, _ in found if gpa != 0x2000} == {"succeeded"}
     assert (0x2000, "abandoned", 1) in found
 
@@ -148,17 +148,17 @@ def test_threads_and_requests_that_never_repeat_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each thread leaves requests open and calls another leaf; the limit is 16, not 65,536."""
-    monkeypatch.setattr(module, "_MAX_KEPT", 16)
+    monkeypatch.setattr(module, "_MAX_ROWS", 16)
     state = start()
     for number in range(10, 40):
         words = " ".join(f"{number}/B{number}{n} {number}/trackS#{n}" for n in range(4))
         step(state, story(words).seamcalls.sort("seq"))
-        forget(state, 0)
+        evict_old(state, 0)
     (one,) = state.sources.values()
     assert len(one.chains) <= 16
     assert len(one.owners) <= 16 + 16
     assert len(one.pairs) <= 4 * 16
-    assert state.n_given_up > 0
+    assert state.n_dropped > 0
 
 
 def test_old_losses_are_kept_as_one_of_each_cpu() -> None:
@@ -167,7 +167,7 @@ def test_old_losses_are_kept_as_one_of_each_cpu() -> None:
     state = start()
     calls = one.seamcalls.sort("seq")
     step(state, calls, one.losses)
-    forget(state, one.now)
+    evict_old(state, one.now)
     assert state.known.losses.height == 2
     later = story("3/S9@1").seamcalls.with_columns(pl.col("start_ns", "end_ns") + 70 * 10**9)
     assert step(state, later)["cut_by"].to_list() == ["lost_events"]

@@ -5,9 +5,9 @@ whatever else the thread called in between.  A call without the operands that id
 where other calls of its leaf have them, continues no chain: it may belong to any open chain.
 
 A thread that returns to a request after other calls may also return to a request that was open
-before a gap.  ``Leaves.most_between`` records the largest number of calls in between.
+before a gap.  ``Leaves.max_between`` records the largest number of calls in between.
 
-The calls are passed in the order of their starts, in one or more pieces.  The state that later
+The calls are passed in the order of their starts, in one or more batches.  The state that later
 calls depend on is kept in three tables: threads, leaves of each thread, and open chains.
 """
 
@@ -87,12 +87,12 @@ class Leaves(NamedTuple):
     """The identifying operands that at least one call of the leaf has in this capture."""
     shared: _U8
     kind: _U8
-    most_between: _I64
+    max_between: _I64
     """Output: largest number of calls of the leaf between two attempts of a thread at one request,
     over attempts that were separated by any other call; NONE without such attempts."""
 
 
-class Places(NamedTuple):
+class CallPositions(NamedTuple):
     """Output: position of each call in its chain."""
 
     first_seq: _U64
@@ -104,7 +104,7 @@ class Places(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """State after the calls so far, with room for all rows that this piece can add."""
+    """State after the calls so far, with room for all rows that this batch can add."""
 
     owners: _Any
     pairs: _Any
@@ -130,7 +130,7 @@ OWNER: Final = np.dtype(
         ("last", "i8"),
         ("ends", "i8"),
         ("is_tainted", "u1"),
-        ("lossy", "i8"),
+        ("n_gaps", "i8"),
         ("entries", "i8"),
         ("began", "i8"),
         ("began_other", "i8"),
@@ -146,11 +146,11 @@ PAIR: Final = np.dtype(
         ("leaf", "u2"),
         ("next", "i4"),
         ("is_seen", "u1"),
-        ("lossy", "i8"),
+        ("n_gaps", "i8"),
         ("n_open", "i8"),
-        ("vague", "i8"),
-        ("last_vague", "i8"),
-        ("loose", "i4"),
+        ("ambiguous", "i8"),
+        ("last_ambiguous", "i8"),
+        ("unidentified", "i4"),
         ("n", "i8"),
         ("n_before_gap", "i8"),
     ]
@@ -186,14 +186,14 @@ CHAIN: Final = np.dtype(
         ("last", "i8"),
         ("at", "i8"),
         ("after_gap", "i8"),
-        ("lossy", "i8"),
+        ("n_gaps", "i8"),
         ("entries", "i8"),
         ("by_loss", "u1"),
         ("by_start", "u1"),
         ("is_doubtful", "u1"),
         ("is_open", "u1"),
         ("is_followed", "u1"),
-        ("is_loose", "u1"),
+        ("is_unidentified", "u1"),
         ("is_shared", "u1"),
         ("is_lost", "u1"),
         ("until", "i8"),
@@ -203,7 +203,7 @@ CHAIN: Final = np.dtype(
         ("settled_flags", "u2"),
         ("settled_ends", "i8"),
         ("last_settled", "i8"),
-        ("is_undone", "u1"),
+        ("is_void", "u1"),
         ("next_opened", "i4"),
     ]
 )
@@ -222,10 +222,10 @@ SUCCESS: Final = np.dtype(
         ("td", "u8"),
         ("gpa", "u8"),
         ("level", "u1"),
-        ("undoes", "u1"),
+        ("voids", "u1"),
     ]
 )
-"""A call that completed a request for all threads that make it, or made it void (``undoes``)."""
+"""A call that completed a request for all threads that make it, or made it void (``voids``)."""
 
 
 def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
@@ -261,9 +261,9 @@ def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
         pair_of[row] = found
 
 
-def _begin_owner(owner: _Row, number: np.uint64, behind: np.int32) -> None:
+def _begin_owner(owner: _Row, number: np.uint64, next_row: np.int32) -> None:
     owner["number"] = number
-    owner["next"] = behind
+    owner["next"] = next_row
     owner["last"] = NONE
     owner["began"] = NONE
     owner["began_other"] = NONE
@@ -275,17 +275,17 @@ def _begin_pair(
     pair: _Row,
     owner: _Number,
     leaf: np.uint16,
-    behind: np.int32,
+    next_row: np.int32,
 ) -> None:
     pair["owner"] = owner
     pair["leaf"] = leaf
-    pair["next"] = behind
-    pair["vague"] = NONE
-    pair["last_vague"] = NONE
-    pair["loose"] = NONE
+    pair["next"] = next_row
+    pair["ambiguous"] = NONE
+    pair["last_ambiguous"] = NONE
+    pair["unidentified"] = NONE
 
 
-def look_back(
+def find_previous_calls(
     pair_of: _I32, last_cpu: _I64, ends: _I64, tables: Tables, since: _I64, cpu: _I64
 ) -> None:
     """Write the end time and CPU of the previous call in each call's thread.
@@ -308,22 +308,23 @@ def look_back(
         owner["seen_cpu"] = last_cpu[row]
 
 
-def keep_up(tables: Tables, n_chains: int, enters: bool) -> None:
-    """Add the chains that earlier pieces left open to the empty hash tables of this piece.
+def rebuild_indexes(tables: Tables, n_chains: int, must_rebuild_owners: bool) -> None:
+    """Add the chains that earlier batches left open to the empty hash tables of this batch.
 
     Args:
         tables: State of earlier calls; no owner and no pair refers to a chain.
         n_chains: Number of open chains.
-        enters: Whether the hash tables of owners and pairs are empty too, and must be filled.
+        must_rebuild_owners: Whether the hash tables of owners and pairs are empty too, and must be
+            filled.
     """
-    if enters:
+    if must_rebuild_owners:
         _enter_owners(tables)
         _enter_pairs(tables)
     for row in range(n_chains):
         number = row
         chain = tables.chains[number]
-        if chain["is_loose"]:
-            tables.pairs[chain["pair"]]["loose"] = number
+        if chain["is_unidentified"]:
+            tables.pairs[chain["pair"]]["unidentified"] = number
         if not chain["is_followed"]:
             _link_key(tables, number)
         if not _is_decided(chain):
@@ -360,101 +361,101 @@ def link_attempts(
     process: _I32,
     successes: _Any,
     base: int,
-    is_midway: bool,
+    started_midway: bool,
     tables: Tables,
-    places: Places,
+    positions: CallPositions,
 ) -> None:
     """Assign each call to a chain; write its position and update the chain.
 
     Args:
-        calls: Calls of this piece; none begins before a call of an earlier piece.
-        leaves: Properties of leaves; ``most_between`` is updated.
+        calls: Calls of this batch; none begins before a call of an earlier batch.
+        leaves: Properties of leaves; ``max_between`` is updated.
         pair_of: Output of :func:`find_threads`.
         may_miss: Whether events may be lost just before each call or inside it; empty if no events
             were lost.
         inside: Whether events may be lost inside each call; empty if ``may_miss`` is.
         process: Process of each call, which distinguishes threads with the same number; or 0.
         successes: Calls that completed a request for other threads, in the order of their ends.
-        base: Number of the first call: the number of calls in earlier pieces.
-        is_midway: Whether calls were in progress when the trace began.
+        base: Number of the first call: the number of calls in earlier batches.
+        started_midway: Whether calls were in progress when the trace began.
         tables: State of earlier calls; updated.
-        places: Output: position of each call.
+        positions: Output: position of each call.
     """
     for row in range(len(calls.leaf)):
         settle(tables, successes, calls.begins[row])
-        mine = pair_of[row]
-        pair = tables.pairs[mine]
+        pair_index = pair_of[row]
+        pair = tables.pairs[pair_index]
         owner = tables.owners[pair["owner"]]
-        lossy = owner["lossy"]
+        n_gaps_before = owner["n_gaps"]
         if len(may_miss) and _is_lossy(owner, may_miss[row], calls.begins[row]):
-            _lose(tables.chains, owner)
-        if owner["lossy"] > pair["lossy"]:
+            _mark_lost(tables.chains, owner)
+        if owner["n_gaps"] > pair["n_gaps"]:
             pair["n_before_gap"] = pair["n"]
-        where = base + row
+        call_number = base + row
         leaf, flags = calls.leaf[row], calls.flags[row]
         operands = flags & leaves.identifies[leaf]
         is_named = leaves.captured[leaf] & ~operands == 0
         found = NONE
         if is_named and pair["n_open"] > 0:
-            found = _find(calls, row, operands, mine, process[row], tables)
-        is_doubtful = _doubt(tables.chains, pair, found, is_named, where)
+            found = _find(calls, row, operands, pair_index, process[row], tables)
+        is_doubtful = _update_ambiguity(tables.chains, pair, found, is_named, call_number)
         is_joined = found != NONE and _is_joined(tables.chains[found], owner, flags)
         number, kind = found, leaves.kind[leaf]
         if not is_joined:
             number = tables.counts[2]
             tables.counts[2] += 1
             chain = tables.chains[number]
-            _begin(chain, calls, row, operands, mine, process[row])
+            _begin(chain, calls, row, operands, pair_index, process[row])
             if found != NONE:
                 chain["by_loss"] = tables.chains[found]["last_flags"] & RETURNED == 0
                 tables.chains[found]["is_followed"] = 1
                 _unlink_key(tables, found)
-            _tell_beginning(chain, pair, owner, lossy, kind != 0, is_midway)
+            _set_begin(chain, pair, owner, n_gaps_before, kind != 0, started_midway)
         elif tables.chains[number]["last"] != owner["last"]:
-            _note_return(leaves, leaf, pair["n"] - tables.chains[number]["at"] - 1)
+            _update_max_between(leaves, leaf, pair["n"] - tables.chains[number]["at"] - 1)
         chain = tables.chains[number]
         if is_doubtful:
             chain["is_doubtful"] = 1
-        _go_on(chain, calls, row, where, pair, owner, kind, is_joined)
-        _note_call(pair, owner, calls, row, where, kind, is_joined)
+        _append_call(chain, calls, row, call_number, pair, owner, kind, is_joined)
+        _update_owner(pair, owner, calls, row, call_number, kind, is_joined)
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
-        _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
-        _place(places, row, chain)
+        _update_indexes(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
+        _write_position(positions, row, chain)
 
 
-def _place(places: Places, row: int, chain: _Row) -> None:
+def _write_position(positions: CallPositions, row: int, chain: _Row) -> None:
     """Write the position of a call in its chain."""
-    places.first_seq[row] = chain["first_seq"]
-    places.begins[row] = chain["begins"]
-    places.n_busy[row] = chain["n_busy"]
+    positions.first_seq[row] = chain["first_seq"]
+    positions.begins[row] = chain["begins"]
+    positions.n_busy[row] = chain["n_busy"]
 
 
-def _note_return(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:
+def _update_max_between(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:
     """Record the number of calls of the leaf after which a thread returned to a request."""
-    leaves.most_between[leaf] = max(leaves.most_between[leaf], between)
+    leaves.max_between[leaf] = max(leaves.max_between[leaf], between)
 
 
-def _note_call(
+def _update_owner(
     pair: _Row,
     owner: _Row,
     calls: CallColumns,
     row: int,
-    where: _Number,
+    call_number: _Number,
     kind: np.uint8,
     is_joined: bool,
 ) -> None:
     """Update the state of the thread and its leaf that later calls depend on."""
     pair["is_seen"] = 1
     pair["n"] += 1
-    pair["lossy"] = owner["lossy"]
-    owner["last"] = where
+    pair["n_gaps"] = owner["n_gaps"]
+    owner["last"] = call_number
     owner["ends"] = calls.ends[row]
     if kind != ENTRY:
-        owner["last_other"] = where
+        owner["last_other"] = call_number
     if not is_joined:
-        owner["began"] = where
+        owner["began"] = call_number
         if kind != ENTRY:
-            owner["began_other"] = where
+            owner["began_other"] = call_number
 
 
 def _is_lossy(owner: _Row, may_miss: np.bool_, begins: _Number) -> bool:
@@ -470,13 +471,13 @@ def _is_lossy(owner: _Row, may_miss: np.bool_, begins: _Number) -> bool:
     )
 
 
-def _lose(chains: _Any, owner: _Row) -> None:
+def _mark_lost(chains: _Any, owner: _Row) -> None:
     """Mark the thread's open chains as lost: their later attempts may not be recorded."""
-    owner["lossy"] += 1
+    owner["n_gaps"] += 1
     number = owner["opened"]
     while number != NONE:
         chain = chains[number]
-        if chain["is_open"] and not chain["is_undone"]:
+        if chain["is_open"] and not chain["is_void"]:
             chain["is_lost"] = 1
             chain["until"] = owner["ends"]
         number = chain["next_opened"]
@@ -487,26 +488,26 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
     """Apply the ``successes`` that ended before ``now`` to the open chains of their request."""
     last = np.uint64(len(tables.request_heads) - 1)
     while tables.counts[3] < len(successes) and successes[tables.counts[3]]["ends"] < now:
-        one = successes[tables.counts[3]]
+        success = successes[tables.counts[3]]
         tables.counts[3] += 1
-        slot = _request(one) & last
-        number, before = tables.request_heads[slot], NONE
+        slot = _request(success) & last
+        number, previous = tables.request_heads[slot], NONE
         while number != NONE:
             chain = tables.chains[number]
-            behind = tables.next_request[number]
-            if chain["begins"] <= one["ends"] and _is_same_request(chain, one):
-                if one["undoes"]:
-                    chain["is_undone"] = 1
+            following = tables.next_request[number]
+            if chain["begins"] <= success["ends"] and _is_same_request(chain, success):
+                if success["voids"]:
+                    chain["is_void"] = 1
                 else:
-                    _settle(chain, one)
+                    _settle(chain, success)
             if _is_decided(chain):
-                if before == NONE:
-                    tables.request_heads[slot] = behind
+                if previous == NONE:
+                    tables.request_heads[slot] = following
                 else:
-                    tables.next_request[before] = behind
+                    tables.next_request[previous] = following
             else:
-                before = number
-            number = behind
+                previous = number
+            number = following
 
 
 def _is_decided(chain: _Row) -> bool:
@@ -516,26 +517,26 @@ def _is_decided(chain: _Row) -> bool:
     success.
     """
     is_over = chain["is_followed"] or chain["is_lost"]
-    return bool(chain["is_undone"] or (is_over and chain["is_settled"]))
+    return bool(chain["is_void"] or (is_over and chain["is_settled"]))
 
 
-def _settle(chain: _Row, one: _Row) -> None:
-    chain["last_settled"] = one["ends"]
+def _settle(chain: _Row, success: _Row) -> None:
+    chain["last_settled"] = success["ends"]
     if not chain["is_settled"]:
         chain["is_settled"] = 1
-        chain["settled_seq"] = one["seq"]
-        chain["settled_tid"] = one["tid"]
-        chain["settled_flags"] = one["flags"]
-        chain["settled_ends"] = one["ends"]
+        chain["settled_seq"] = success["seq"]
+        chain["settled_tid"] = success["tid"]
+        chain["settled_flags"] = success["flags"]
+        chain["settled_ends"] = success["ends"]
 
 
-def _is_same_request(chain: _Row, one: _Row) -> bool:
+def _is_same_request(chain: _Row, success: _Row) -> bool:
     return bool(
-        chain["td"] == one["td"]
-        and chain["gpa"] == one["gpa"]
-        and chain["leaf"] == one["leaf"]
-        and chain["level"] == one["level"]
-        and (chain["flags"] ^ one["flags"]) & (GPA | LEVEL) == 0
+        chain["td"] == success["td"]
+        and chain["gpa"] == success["gpa"]
+        and chain["leaf"] == success["leaf"]
+        and chain["level"] == success["level"]
+        and (chain["flags"] ^ success["flags"]) & (GPA | LEVEL) == 0
     )
 
 
@@ -584,20 +585,20 @@ def _is_joined(chain: _Row, owner: _Row, flags: np.uint16) -> bool:
     is_settled = chain["is_settled"] != 0 and chain["last_settled"] > chain["last_begins"]
     return bool(
         chain["last_flags"] & RETRYABLE
-        and chain["lossy"] == owner["lossy"]
+        and chain["n_gaps"] == owner["n_gaps"]
         and (is_next or not is_settled)
-        and not chain["is_undone"]
+        and not chain["is_void"]
         and not flags & OPENS
         and not chain["last_flags"] & CLOSES
     )
 
 
-def _doubt(
+def _update_ambiguity(
     chains: _Any,
     pair: _Row,
     found: _Number,
     is_named: bool,
-    where: _Number,
+    call_number: _Number,
 ) -> bool:
     """Return whether a chain may lack an attempt because a call does not identify its request.
 
@@ -606,20 +607,20 @@ def _doubt(
     is_doubtful = False
     if found != NONE:
         pair["n_open"] -= 1
-        is_doubtful = pair["vague"] > chains[found]["last"]
+        is_doubtful = pair["ambiguous"] > chains[found]["last"]
     elif not is_named:
         # The call may belong to any open request of the leaf.
         if pair["n_open"] > 0:
-            pair["vague"] = where
-            pair["last_vague"] = where
+            pair["ambiguous"] = call_number
+            pair["last_ambiguous"] = call_number
             is_doubtful = True
-    elif pair["loose"] != NONE:
+    elif pair["unidentified"] != NONE:
         # The call may continue the chain whose request is not identified.
-        loose = chains[pair["loose"]]
-        loose["is_doubtful"] = 1
-        pair["last_vague"] = max(pair["last_vague"], loose["last"])
-        loose["is_loose"] = 0
-        pair["loose"] = NONE
+        unidentified = chains[pair["unidentified"]]
+        unidentified["is_doubtful"] = 1
+        pair["last_ambiguous"] = max(pair["last_ambiguous"], unidentified["last"])
+        unidentified["is_unidentified"] = 0
+        pair["unidentified"] = NONE
         is_doubtful = True
     return is_doubtful
 
@@ -652,36 +653,36 @@ def _begin(
     chain["next_opened"] = NONE
 
 
-def _tell_beginning(
+def _set_begin(
     chain: _Row,
     pair: _Row,
     owner: _Row,
-    lossy: _Number,
+    n_gaps_before: _Number,
     is_of_vcpu: bool,
-    is_midway: bool,
+    started_midway: bool,
 ) -> None:
     """Record whether the request may have begun before its first recorded call.
 
-    Without a gap it began after the thread's previous call, up to which there were ``lossy`` gaps.
-    A request of a vCPU stays open across the thread's other calls, so for vCPU leaves the previous
-    call of the same leaf counts.
+    Without a gap it began after the thread's previous call, up to which there were
+    ``n_gaps_before`` gaps.  A request of a vCPU stays open across the thread's other calls, so for
+    vCPU leaves the previous call of the same leaf counts.
     """
-    is_seen = owner["last"] != NONE
+    has_previous = owner["last"] != NONE
     if is_of_vcpu:
-        is_seen = pair["is_seen"] != 0
-        lossy = pair["lossy"]
-    if owner["lossy"] > lossy:
+        has_previous = pair["is_seen"] != 0
+        n_gaps_before = pair["n_gaps"]
+    if owner["n_gaps"] > n_gaps_before:
         chain["by_loss"] = 1
-    chain["by_start"] = is_midway and not is_seen
-    is_after_gap = is_midway or owner["lossy"] > 0
+    chain["by_start"] = started_midway and not has_previous
+    is_after_gap = started_midway or owner["n_gaps"] > 0
     chain["after_gap"] = pair["n"] - pair["n_before_gap"] if is_after_gap else NONE
 
 
-def _go_on(
+def _append_call(
     chain: _Row,
     calls: CallColumns,
     row: int,
-    where: _Number,
+    call_number: _Number,
     pair: _Row,
     owner: _Row,
     kind: np.uint8,
@@ -691,12 +692,12 @@ def _go_on(
     flags = calls.flags[row]
     if is_joined and kind != ENTRY and owner["entries"] != chain["entries"]:
         chain["n_segments"] += 1
-    news = flags & ~chain["known"]
-    if news & TD:
+    new_flags = flags & ~chain["known"]
+    if new_flags & TD:
         chain["td"] = calls.td[row]
-    if news & VP:
+    if new_flags & VP:
         chain["vp"] = calls.vp[row]
-    if news & TGID:
+    if new_flags & TGID:
         chain["tgid"] = calls.tgid[row]
     chain["known"] |= flags & (TD | VP | TGID)
     if kind == ENTRY:
@@ -709,13 +710,13 @@ def _go_on(
     chain["n"] += 1
     if flags & RETRYABLE:
         chain["n_busy"] += 1
-    chain["last"] = where
+    chain["last"] = call_number
     chain["at"] = pair["n"]
-    chain["lossy"] = owner["lossy"]
+    chain["n_gaps"] = owner["n_gaps"]
     chain["entries"] = owner["entries"]
 
 
-def _keep(
+def _update_indexes(
     tables: Tables,
     pair: _Row,
     number: _Number,
@@ -738,10 +739,10 @@ def _keep(
         if is_named:
             _link_key(tables, number)
         else:
-            if pair["loose"] != NONE:
-                tables.chains[pair["loose"]]["is_loose"] = 0
-            chain["is_loose"] = 1
-            pair["loose"] = number
+            if pair["unidentified"] != NONE:
+                tables.chains[pair["unidentified"]]["is_unidentified"] = 0
+            chain["is_unidentified"] = 1
+            pair["unidentified"] = number
         _link_request(tables, number)
         _link_owner(tables, number)
     elif is_joined and not is_open:
@@ -766,11 +767,11 @@ def _key(
     return mixed(mixed(np.uint64(pair), td ^ vp), mixed(gpa ^ page, np.uint64(level)))
 
 
-def _request(one: _Row) -> np.uint64:
+def _request(row: _Row) -> np.uint64:
     """Return the hash of a request, equal for its chains and its ``successes``."""
     return mixed(
-        mixed(np.uint64(one["td"]), np.uint64(one["leaf"])),
-        mixed(np.uint64(one["gpa"]), np.uint64(one["level"])),
+        mixed(np.uint64(row["td"]), np.uint64(row["leaf"])),
+        mixed(np.uint64(row["gpa"]), np.uint64(row["level"])),
     )
 
 
@@ -794,25 +795,25 @@ def _unlink_request(tables: Tables, number: _Number) -> None:
         _unlink(tables.request_heads, tables.next_request, _request(chain), number)
 
 
-def _link(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
+def _link(heads: _I32, next_row: _I32, key: np.uint64, number: _Number) -> None:
     """Insert a row at the head of its slot's list."""
     slot = key & np.uint64(len(heads) - 1)
-    behind[number] = heads[slot]
+    next_row[number] = heads[slot]
     heads[slot] = number
 
 
-def _unlink(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
+def _unlink(heads: _I32, next_row: _I32, key: np.uint64, number: _Number) -> None:
     """Remove a row from its slot's list, if present."""
     slot = key & np.uint64(len(heads) - 1)
-    other, before = heads[slot], NONE
+    other, previous = heads[slot], NONE
     while other not in (NONE, number):
-        other, before = behind[other], other
+        other, previous = next_row[other], other
     if other == NONE:
         return
-    if before == NONE:
-        heads[slot] = behind[number]
+    if previous == NONE:
+        heads[slot] = next_row[number]
     else:
-        behind[before] = behind[number]
+        next_row[previous] = next_row[number]
 
 
 def _link_owner(tables: Tables, number: _Number) -> None:
@@ -822,13 +823,13 @@ def _link_owner(tables: Tables, number: _Number) -> None:
 
 
 # The finalizer of MurmurHash3 (A. Appleby, public domain): each input bit affects the whole word.
-_ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
+_MULTIPLIER: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
 _SHIFT: Final = np.uint64(33)
 
 
 def mixed(key: np.uint64, word: np.uint64) -> np.uint64:
     """Hash a word into a key; unlike exclusive or, (1, 2) and (2, 1) give different results."""
-    one = (key ^ word) * _ODD
-    one ^= one >> _SHIFT
-    one = (one + word) * _ODD
-    return one ^ (one >> _SHIFT)
+    result = (key ^ word) * _MULTIPLIER
+    result ^= result >> _SHIFT
+    result = (result + word) * _MULTIPLIER
+    return result ^ (result >> _SHIFT)

@@ -81,8 +81,8 @@ def queue_samples(
             with their sign flipped, ascending, and the attribute of each; by attribute, the
             layout of samples without a record.
         events: Common fields (loops.pages.CommonFields); number of bytes up to the end of the
-            event ID; by event ID, its layout, or -1: not interned; and the tables of layouts and of fields
-            (records.layouts).
+            event ID; by event ID, its layout, or -1: not interned; and the tables of layouts and
+            of fields (records.layouts).
         queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.
         sideband: Filled, for each record that is not a sample: its byte, and ``newest`` there.
         n: Number of queued samples.
