@@ -94,30 +94,32 @@ def abandoned_requests(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    left = RETRY_CHAINS.conform(chains).filter(
+    unfinished = RETRY_CHAINS.conform(chains).filter(
         pl.col("outcome").is_in(["abandoned", "resolved_elsewhere", "cut"]),
         pl.col("final_status").is_not_null(),
     )
-    abandoned = left.filter(pl.col("outcome") != "cut")
-    if left.is_empty():
+    abandoned = unfinished.filter(pl.col("outcome") != "cut")
+    if unfinished.is_empty():
         return ABANDONED_REQUESTS.empty()
     calls = SEAMCALLS.conform(trace.seamcalls)
     effects = [
         _settled_later(abandoned, calls),
-        _timeouts(left, calls, chains, trace.losses) if generation != "A" else _no_effects(),
+        _timeouts(unfinished, calls, chains, trace.losses) if generation != "A" else _no_effects(),
         _later_failures(abandoned, calls, trace.losses),
         _kernel_messages(abandoned, related_messages(trace), message_ns),
     ]
-    seen = pl.concat(effect.select(_EFFECT_COLUMNS) for effect in effects)
-    shown = left.filter(pl.col("outcome") == "cut").join(seen, on=_KEY, how="semi")
+    request_effects = pl.concat(effect.select(_EFFECT_COLUMNS) for effect in effects)
+    explained_cut = unfinished.filter(pl.col("outcome") == "cut").join(
+        request_effects, on=_KEY, how="semi"
+    )
     requests = (
-        pl.concat([abandoned, shown])
+        pl.concat([abandoned, explained_cut])
         .select(
             *("source", "first_seq", "leaf", "tid", "tgid", "td_id", "gpa", "level"),
             "final_status",
             left_ns="end_ns",
         )
-        .join(seen, on=_KEY, how="left")
+        .join(request_effects, on=_KEY, how="left")
     )
     found = requests.with_columns(
         consequence=pl.col("consequence").fill_null("none_seen").cast(pl.Enum(CONSEQUENCES)),
@@ -134,8 +136,8 @@ def _effect(rows: pl.DataFrame, consequence: str) -> pl.DataFrame:
 
 def _settling_calls(calls: pl.DataFrame, abandoned: pl.DataFrame) -> pl.DataFrame:
     """Return the calls that settled these requests: source, settled_seq, settled_ns and effect."""
-    wanted = abandoned.select("source", seq="settled_seq").drop_nulls()
-    return calls.join(wanted, on=["source", "seq"], how="semi").select(
+    settling_seqs = abandoned.select("source", seq="settled_seq").drop_nulls()
+    return calls.join(settling_seqs, on=["source", "seq"], how="semi").select(
         "source",
         effect_leaf="leaf",
         effect_status="status",

@@ -64,45 +64,45 @@ def accept_rates(
     calls, requests = SEAMCALLS.conform(seamcalls), RETRY_CHAINS.conform(chains)
     attempts = timed_attempts(calls, requests, BUSY_ANSWERS.conform(busy_answers))
     entered = vcpu_times(attempts, VM_ENTRIES.conform(vm_entries), calls)
-    works = attempts.filter(pl.col("leaf").is_in([AUG, SEPT_ADD]))
-    works = infer_td(works, requests)
+    accept_calls = attempts.filter(pl.col("leaf").is_in([AUG, SEPT_ADD]))
+    accept_calls = infer_td(accept_calls, requests)
     threads = entered.select("source", "tid").unique()
     has_entries = threads.select("source").unique()
-    others = works.join(has_entries, on="source", how="anti")
-    works = pl.concat(
-        [works.join(threads, on=["source", "tid"], how="semi", nulls_equal=True), others]
+    others = accept_calls.join(has_entries, on="source", how="anti")
+    accept_calls = pl.concat(
+        [accept_calls.join(threads, on=["source", "tid"], how="semi", nulls_equal=True), others]
     )
-    works = _with_pages(works, requests)
-    spans = _spans(works)
+    accept_calls = _with_pages(accept_calls, requests)
+    spans = _spans(accept_calls)
     if spans.is_empty():
         return ACCEPT_RATES.empty()
-    parts = _parts(works, entered, spans)
-    given = _in_slices(works, spans)
-    return _rows(given, parts, spans, has_entries)
+    parts = _parts(accept_calls, entered, spans)
+    pages_by_slice = _in_slices(accept_calls, spans)
+    return _rows(pages_by_slice, parts, spans, has_entries)
 
 
-def _with_pages(works: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+def _with_pages(accept_calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
     """Add the number of 4K pages that each attempt installed; 0 unless a successful AUG."""
     is_done = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
     levels = requests.select("source", "level", chain="first_seq")
-    return works.join(levels, on=["source", "chain"], how="left").with_columns(
+    return accept_calls.join(levels, on=["source", "chain"], how="left").with_columns(
         n=pl.when(is_done).then(n_small_pages(pl.col("level"))).otherwise(0)
     )
 
 
-def _spans(works: pl.DataFrame) -> pl.DataFrame:
+def _spans(accept_calls: pl.DataFrame) -> pl.DataFrame:
     """Return first attempt, last page and slice width of each input with installed pages."""
-    spans = works.group_by("source").agg(
+    spans = accept_calls.group_by("source").agg(
         first_ns=pl.col("when").min(),
         last_ns=pl.col("when_end").filter(pl.col("n") > 0).max() + 1,
     )
     return add_slice_width(spans.drop_nulls("last_ns"))
 
 
-def _in_slices(works: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+def _in_slices(accept_calls: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """Return pages, faults and whether calls have durations, per vCPU and slice."""
     at = (pl.col("when_end") - pl.col("first_ns")) // pl.col("width_ns")
-    rows = works.join(spans, on="source").with_columns(slice=at)
+    rows = accept_calls.join(spans, on="source").with_columns(slice=at)
     rows = rows.filter(pl.col("when_end") < pl.col("last_ns"))
     return rows.group_by(*_SLICE, "tid").agg(
         n_pages=pl.col("n").sum(),
@@ -111,13 +111,13 @@ def _in_slices(works: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+def _parts(accept_calls: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """Return the breakdown of each thread's time, and its busy answers, per slice."""
     state = pl.col("status")
     retried = status.is_retryable(state).fill_null(False)
     busy = word.is_busy_on(state, word.TDX_OPERAND_ID_SEPT).fill_null(False)
     entry = word.is_busy_on(state, word.TDX_OPERAND_ID_RCX).fill_null(False)
-    calls = works.select(
+    calls = accept_calls.select(
         *("source", "tid", "when", "when_end"),
         kind=pl.when(retried).then(pl.lit("retry_ns")).otherwise(pl.lit("call_ns")),
         answer=pl.when(busy)
@@ -127,7 +127,7 @@ def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> p
         .when(retried)
         .then(pl.lit("n_busy_other")),
     )
-    waits = _waits(works, entered)
+    waits = _waits(accept_calls, entered)
     inside = entered.select(
         *("source", "tid", "when", "when_end"),
         kind=pl.when("is_refused").then(pl.lit("refused_ns")).otherwise(pl.lit("guest_ns")),
@@ -153,10 +153,10 @@ def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> p
     )
 
 
-def _waits(works: pl.DataFrame, entered: pl.DataFrame) -> pl.DataFrame:
+def _waits(accept_calls: pl.DataFrame, entered: pl.DataFrame) -> pl.DataFrame:
     """Return the times between attempts at a request, except those with an entry of the vCPU."""
     waits = (
-        works.filter(~pl.col("single"))
+        accept_calls.filter(~pl.col("single"))
         .sort("source", "chain", "when")
         .with_columns(before=pl.col("when_end").shift(1).over("source", "chain"))
         .filter(pl.col("before") < pl.col("when"))
@@ -181,24 +181,29 @@ def _waits(works: pl.DataFrame, entered: pl.DataFrame) -> pl.DataFrame:
 
 
 def _rows(
-    given: pl.DataFrame, parts: pl.DataFrame, spans: pl.DataFrame, has_entries: pl.DataFrame
+    pages_by_slice: pl.DataFrame,
+    parts: pl.DataFrame,
+    spans: pl.DataFrame,
+    has_entries: pl.DataFrame,
 ) -> pl.DataFrame:
     """Return one row per vCPU and slice, and one per TD and slice."""
-    own = given.join(parts, on=["source", "tid", "slice"], how="left", nulls_equal=True)
-    own = own.with_columns(
+    by_thread = pages_by_slice.join(
+        parts, on=["source", "tid", "slice"], how="left", nulls_equal=True
+    )
+    by_thread = by_thread.with_columns(
         pl.col(*_TIMES, *_COUNTS).fill_null(0),
         n_vcpus=pl.lit(1, pl.UInt32),
         is_known=pl.col("tid").is_not_null(),
     )
     sums = ("n_pages", "n_faults", "n_vcpus", *_TIMES, *_COUNTS)
-    whole = own.group_by(_SLICE).agg(
+    by_td = by_thread.group_by(_SLICE).agg(
         pl.col(*sums).sum(), pl.col("is_timed").any(), pl.col("is_known").all()
     )
-    whole = whole.with_columns(
+    by_td = by_td.with_columns(
         tid=pl.lit(None, pl.Int32), n_vcpus=pl.col("n_vcpus").cast(pl.UInt32)
     )
-    known = own.filter("is_known")
-    rows = pl.concat([whole.select(own.columns), known]).join(spans, on="source")
+    known = by_thread.filter("is_known")
+    rows = pl.concat([by_td.select(by_thread.columns), known]).join(spans, on="source")
     rows = rows.join(has_entries.with_columns(is_entered=True), on="source", how="left")
     start = pl.col("first_ns") + pl.col("slice") * pl.col("width_ns")
     rows = rows.with_columns(

@@ -142,7 +142,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     calls, entries = trace.seamcalls, trace.vm_entries
     changes = state_changes(calls)
     blocked = changes.filter(pl.col("leaf") == _BLOCK).select(ENTRY).unique()
-    changes = _with_turns(changes.join(blocked, on=ENTRY, how="semi", maintain_order="left"))
+    changes = _mark_repeats(changes.join(blocked, on=ENTRY, how="semi", maintain_order="left"))
     rounds = (
         changes.with_columns(
             pl.col("again", "repeated").shift(-1, fill_value=False).over(ENTRY),
@@ -157,19 +157,19 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
         .drop("end", "leaf")
         .with_row_index("round")
     )
-    given_back = rounds.filter(pl.col("again") | (pl.col("ended_by") == _UNBLOCK))
-    served = pl.concat(
+    restored = rounds.filter(pl.col("again") | (pl.col("ended_by") == _UNBLOCK))
+    with_purpose = pl.concat(
         [
-            _attempted(given_back, calls),
-            _may_be_merges(given_back, calls),
-            _after_tdcall(given_back, calls, entries),
-            _for_userspace(given_back, trace),
-            _served(given_back, calls, entries, faults),
+            _with_attempts(restored, calls),
+            _may_be_merges(restored, calls),
+            _after_tdcall(restored, calls, entries),
+            _for_userspace(restored, trace),
+            _ended_by_faults(restored, calls, entries, faults),
         ]
     ).unique()
-    excused = pl.col("round").is_in(served["round"].implode())
+    has_purpose = pl.col("round").is_in(with_purpose["round"].implode())
     lossy = pl.col("round").is_in(_lossy(rounds, trace.losses)["round"].implode())
-    return rounds.with_columns(excused=excused, lossy=lossy).select(
+    return rounds.with_columns(excused=has_purpose, lossy=lossy).select(
         *ENTRY, "seq", "tid", "start_ns", "end_ns", "done_ns", "ended_by", fate=_fate()
     )
 
@@ -192,16 +192,16 @@ def _fate() -> pl.Expr:
     return fate.cast(pl.Enum(FATES))
 
 
-def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
+def _mark_repeats(changes: pl.DataFrame) -> pl.DataFrame:
     """Mark repeated splits, merges and moves (again), and the first turn of them (repeated)."""
-    kept = changes.filter(~pl.col("leaf").is_in([_BLOCK, _UNBLOCK])).with_columns(
+    size_changes = changes.filter(~pl.col("leaf").is_in([_BLOCK, _UNBLOCK])).with_columns(
         before=pl.col("leaf").shift(1).over(ENTRY), earlier=pl.col("leaf").shift(2).over(ENTRY)
     )
     leaf, before = pl.col("leaf"), pl.col("before")
     both = leaf.is_in(_INVERSES) & before.is_in(_INVERSES) & (before != leaf)
     turned = (both & (pl.col("earlier") == leaf)).fill_null(False)
     moved = ((leaf == _RELOCATE) & (before == _RELOCATE)).fill_null(False)
-    turns = kept.with_columns(turned=turned).select(
+    turns = size_changes.with_columns(turned=turned).select(
         "source",
         "seq",
         again=turned | moved,
@@ -231,18 +231,18 @@ def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     return rounds.filter(~is_page, ~pl.col("source").is_in(seen.implode())).select("round")
 
 
-def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+def _with_attempts(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     """Return rounds in which the host read entries, or a call related to the blocking failed."""
     own = ["source", "tid", "leaf", "gpa"]
-    wanted = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, _SEPT_RD, *REMOVALS]))
-    if rounds.is_empty() or wanted.is_empty():
+    attempts = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, _SEPT_RD, *REMOVALS]))
+    if rounds.is_empty() or attempts.is_empty():
         return rounds.select("round").clear()
-    looks = pl.col("leaf") == _SEPT_RD
-    failed = looks | ~word.is_success(pl.col("status")).fill_null(False)
-    tried = _with_entry(wanted).sort("at", "seq").with_columns(failed=failed)
+    is_read = pl.col("leaf") == _SEPT_RD
+    failed = is_read | ~word.is_success(pl.col("status")).fill_null(False)
+    tried = _with_entry(attempts).sort("at", "seq").with_columns(failed=failed)
     done_at = pl.when(~pl.col("failed")).then("at").backward_fill().over(own)
     tried = tried.with_columns(done_at=done_at).filter("failed")
-    met = (
+    pairs = (
         rounds.select("round", "source", "td_id", "level", "gpa", "tid", "start_ns", "end_ns")
         .join_where(
             tried.drop("key", "status", "seq", "end", "failed"),
@@ -256,14 +256,16 @@ def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
             (pl.col("done_at") > pl.col("end_ns")).fill_null(True),
         )
     )
-    mine, theirs = (
+    blocked_range, tried_range = (
         (pl.col(gpa), pl.col(gpa) + entry_bytes(pl.col(level)))
         for gpa, level in (("gpa", "level"), ("gpa_tried", "level_tried"))
     )
-    overlaps = ((mine[0] < theirs[1]) & (theirs[0] < mine[1])).fill_null(True)
-    on_it = overlaps & pl.col("leaf").is_in([_SEPT_RD, *REMOVALS])
-    by_it = ~looks & (pl.col("tid") == pl.col("tid_tried")).fill_null(True)
-    return met.filter(on_it | by_it).select("round").unique()
+    overlaps = (
+        (blocked_range[0] < tried_range[1]) & (tried_range[0] < blocked_range[1])
+    ).fill_null(True)
+    on_range = overlaps & pl.col("leaf").is_in([_SEPT_RD, *REMOVALS])
+    by_same_thread = ~is_read & (pl.col("tid") == pl.col("tid_tried")).fill_null(True)
+    return pairs.filter(on_range | by_same_thread).select("round").unique()
 
 
 def _after_tdcall(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
@@ -286,16 +288,18 @@ def _after_tdcall(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFra
 
 def _for_userspace(rounds: pl.DataFrame, trace: Trace) -> pl.DataFrame:
     """Return rounds whose BLOCK was called while userspace served a hypercall (MapGPA)."""
-    asked = trace.host_events.filter(pl.col("reason") == _HYPERCALL, pl.col("tid").is_not_null())
-    if asked.is_empty() or rounds.is_empty():
+    hypercalls = trace.host_events.filter(
+        pl.col("reason") == _HYPERCALL, pl.col("tid").is_not_null()
+    )
+    if hypercalls.is_empty() or rounds.is_empty():
         return rounds.select("round").clear()
     at = pl.coalesce("start_ns", "end_ns")
     calls = trace.seamcalls.filter(pl.col("leaf") == VP_ENTER)
     entered = pl.concat(
         [frame.select("source", "tid", back=at) for frame in (calls, trace.vm_entries)]
     )
-    waits = first_after(asked, "ts_ns", entered.drop_nulls(), "back", ["source", "tid"])
-    met = (
+    waits = first_after(hypercalls, "ts_ns", entered.drop_nulls(), "back", ["source", "tid"])
+    pairs = (
         rounds.select("round", "source", "tgid", "start_ns")
         .join_where(
             waits.select(source_of="source", tgid_of="tgid", ts_ns="ts_ns", back="back"),
@@ -307,14 +311,14 @@ def _for_userspace(rounds: pl.DataFrame, trace: Trace) -> pl.DataFrame:
             (pl.col("tgid") == pl.col("tgid_of")).fill_null(True),
         )
     )
-    return met.select("round").unique()
+    return pairs.select("round").unique()
 
 
 def _as_status(reason: str) -> pl.Expr:
     return pl.col(reason).cast(pl.UInt64)
 
 
-def _served(
+def _ended_by_faults(
     rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, faults: pl.DataFrame
 ) -> pl.DataFrame:
     """Return rounds that a vCPU's thread ended to serve one of its first faults on the range."""
@@ -327,14 +331,14 @@ def _served(
     by_vcpu = rounds.join(vcpus, on=["source", "end_tid"], how="semi")
     found = [rounds.select("round").clear()]
     for (level,), part in by_vcpu.group_by("level"):
-        theirs = faults.select(
+        fault_entries = faults.select(
             "source", "ts_ns", end_tid="tid", key=entry_key(int(str(level)))
         ).drop_nulls()
-        inside = part.join(theirs, on=["source", "end_tid", "key"]).filter(
+        inside = part.join(fault_entries, on=["source", "end_tid", "key"]).filter(
             pl.col("ts_ns").is_between("start_ns", "end_ns")
         )
-        few = inside.group_by("round").len().filter(pl.col("len") <= STEPPING_EPF_THRESHOLD)
-        found.append(few.select("round"))
+        few_faults = inside.group_by("round").len().filter(pl.col("len") <= STEPPING_EPF_THRESHOLD)
+        found.append(few_faults.select("round"))
     return pl.concat(found)
 
 

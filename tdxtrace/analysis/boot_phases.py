@@ -128,12 +128,12 @@ def _bounds(attempts: pl.DataFrame, exits: pl.DataFrame, marks: pl.DataFrame) ->
         entered=at.filter(entered).min(),
         left=at.filter(entered).max(),
     )
-    seen = exits.group_by(_TD).agg(
+    exit_times = exits.group_by(_TD).agg(
         first_exit=pl.coalesce("start_ns", "end_ns").min(),
         last_exit=pl.coalesce("start_ns", "end_ns").max(),
         last_end=pl.coalesce("end_ns", "start_ns").max(),
     )
-    rows = rows.join(seen, on=_TD, how="left", nulls_equal=True)
+    rows = rows.join(exit_times, on=_TD, how="left", nulls_equal=True)
     rows = rows.with_columns(
         entered=pl.min_horizontal("entered", "first_exit"),
         left=pl.max_horizontal("left", "last_exit"),
@@ -238,13 +238,13 @@ def _sums(attempts: pl.DataFrame, phases: pl.DataFrame, requests: pl.DataFrame) 
     keys = [*_TD, "phase"]
     entry = pl.col("leaf") == VP_ENTER
     retried = status.is_retryable(pl.col("status")).fill_null(False)
-    given = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
+    is_mapped = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
     sums = rows.group_by(keys).agg(
         n_calls=(~entry).sum().cast(pl.UInt64),
         n_retries=(~entry & retried).sum().cast(pl.UInt64),
         call_ns=pl.col("took").filter(~entry & ~retried).sum(),
         retry_ns=pl.col("took").filter(~entry & retried).sum(),
-        n_pages=n_small_pages(pl.col("level")).filter(given).sum(),
+        n_pages=n_small_pages(pl.col("level")).filter(is_mapped).sum(),
     )
     waits = (
         rows.filter(~entry, ~pl.col("single"))
@@ -263,8 +263,8 @@ def _counted(
 ) -> pl.DataFrame:
     """Add a column that aggregates events by TD and phase; null where a phase has no events."""
     at = next(name for name in ("ts_ns", "when", "end_ns") if name in rows.columns)
-    seen = _in_phase(rows.drop("start_ns", strict=False).drop_nulls(at), phases, at)
-    counts = seen.group_by(*_TD, "phase").agg(value)
+    in_phase = _in_phase(rows.drop("start_ns", strict=False).drop_nulls(at), phases, at)
+    counts = in_phase.group_by(*_TD, "phase").agg(value)
     return found.join(counts, on=[*_TD, "phase"], how="left", nulls_equal=True)
 
 

@@ -69,8 +69,8 @@ def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
         of_chain: The requests of the answers, as returned by :func:`episodes_in_order`.
     """
     keys = ("source", "first_seq")
-    place = find_rows(answers.select(keys), of_chain.select(keys))
-    return BUSY_ANSWERS.conform(answers.with_columns(of_chain["episode"][place]))
+    row = find_rows(answers.select(keys), of_chain.select(keys))
+    return BUSY_ANSWERS.conform(answers.with_columns(of_chain["episode"][row]))
 
 
 _LEAF_KEY: Final = ("source", "leaf")
@@ -124,18 +124,19 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         .select(number=pl.col("cut").cum_sum().over(_LEAF_KEY))
         .to_series()
     )
-    keyed = retried.with_columns(spaced=spaced, met=_met(retried))
-    met, by_place = (
-        pl.len().over(*_LEAF_KEY, way).sum().over(_LEAF_KEY) for way in ("met", "spaced")
+    keyed = retried.with_columns(spaced=spaced, met=_moments(retried))
+    by_moment, by_distance = (
+        pl.len().over(*_LEAF_KEY, criterion).sum().over(_LEAF_KEY)
+        for criterion in ("met", "spaced")
     )
-    episode = pl.when(by_place > MUCH_LARGER * met).then("spaced").otherwise("met")
+    episode = pl.when(by_distance > MUCH_LARGER * by_moment).then("spaced").otherwise("met")
     # Number from 0 in each input, independently of the other inputs.
     keyed = keyed.with_columns(episode=episode)
     number = pl.col("episode").rank("dense").over(_LEAF_KEY).cast(pl.UInt32) - 1
     return keyed.with_columns(episode=number).drop("ordinal", "distance", "spaced", "met")
 
 
-def _met(retried: pl.DataFrame) -> pl.Series:
+def _moments(retried: pl.DataFrame) -> pl.Series:
     """Return the number of the moment when each request was busy with others of its leaf and TD.
 
     The number of moments is minimal: each moment is the earliest end of its requests.

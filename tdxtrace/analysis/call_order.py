@@ -20,21 +20,21 @@ class BeginsOfParts:
     firsts: list[dict[int, int]] = field(default_factory=list)
     """For each part: earliest start in ns, keyed by source."""
 
-    def noted(self, parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    def record(self, parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Yield the parts of a trace unchanged, and record their earliest call starts."""
         for calls in parts:
             self.firsts.append(dict(calls.group_by("source").agg(_BEGINS.min()).iter_rows()))
             yield calls
 
-    def behind(self) -> Iterator[dict[int, int]]:
+    def later_begins(self) -> Iterator[dict[int, int]]:
         """Yield, for each part, the earliest call start of all later parts, keyed by source."""
         first: dict[int, int] = {}
-        found = []
+        later = []
         for of_part in reversed(self.firsts):
-            found.append(first)
+            later.append(first)
             earlier = {source: min(ns, first.get(source, ns)) for source, ns in of_part.items()}
             first = first | earlier
-        yield from reversed(found)
+        yield from reversed(later)
 
 
 def calls_in_order(parts: Iterable[pl.DataFrame], begins: BeginsOfParts) -> Iterator[pl.DataFrame]:
@@ -51,17 +51,17 @@ def calls_in_order(parts: Iterable[pl.DataFrame], begins: BeginsOfParts) -> Iter
     Yields:
         Rows of one source; no row begins before a row that was yielded earlier for that source.
     """
-    waiting: dict[int, pl.DataFrame] = {}
-    for part, first in zip(parts, begins.behind(), strict=True):
+    deferred: dict[int, pl.DataFrame] = {}
+    for part, first in zip(parts, begins.later_begins(), strict=True):
         for source in part["source"].unique().sort():
             calls = part.filter(pl.col("source") == source)
-            if source in waiting:
-                calls = pl.concat([waiting.pop(source), calls], how="diagonal")
+            if source in deferred:
+                calls = pl.concat([deferred.pop(source), calls], how="diagonal")
             calls = calls.sort(_BEGINS, "seq")
             n_ready = calls.height
             if source in first:
                 n_ready = calls.select((first[source] > _BEGINS).sum()).item()
             if n_ready < calls.height:
-                waiting[source] = calls[n_ready:]
+                deferred[source] = calls[n_ready:]
             if n_ready:
                 yield calls[:n_ready]

@@ -53,14 +53,14 @@ def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
         fault; null if none).
     """
     private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(SHARED_BITS, pl.UInt64)) == 0
-    seen = faults.filter(private, pl.col("tid").is_not_null())
+    private_faults = faults.filter(private, pl.col("tid").is_not_null())
     is_fault = exit_reason_of_entry() == _EPT_VIOLATION
     exits = calls.filter(pl.col("leaf") == VP_ENTER, is_fault, pl.col("tid").is_not_null()).join(
-        seen.select(_VCPU).unique(), on=_VCPU, how="anti"
+        private_faults.select(_VCPU).unique(), on=_VCPU, how="anti"
     )
     columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
     probed = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
-    every = pl.concat([seen.select(columns), probed]).sort(*_VCPU, "ts_ns", "seq")
+    every = pl.concat([private_faults.select(columns), probed]).sort(*_VCPU, "ts_ns", "seq")
     return every.with_columns(
         nth=pl.int_range(pl.len()).over(_VCPU), next_ns=pl.col("ts_ns").shift(-1).over(_VCPU)
     )
@@ -206,13 +206,17 @@ def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> p
     found = []
     for (level,), part in calls.group_by("level"):
         key = entry_key(int(str(level)))
-        asked = rows.lazy().select("id", "source", "td_id", "gpa", left_on).with_columns(key=key)
-        known = part.lazy().with_columns(key=key)
-        known = known.join(asked, on=keys, how="semi", maintain_order="left").sort("at")
+        fault_keys = (
+            rows.lazy().select("id", "source", "td_id", "gpa", left_on).with_columns(key=key)
+        )
+        changes_of_fault = part.lazy().with_columns(key=key)
+        changes_of_fault = changes_of_fault.join(
+            fault_keys, on=keys, how="semi", maintain_order="left"
+        ).sort("at")
         found.append(
-            asked.sort(left_on)
+            fault_keys.sort(left_on)
             .join_asof(
-                known.with_columns(began="at").drop("gpa", "level"),
+                changes_of_fault.with_columns(began="at").drop("gpa", "level"),
                 left_on=left_on,
                 right_on="at",
                 by=keys,

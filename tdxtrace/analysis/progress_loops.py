@@ -105,7 +105,7 @@ def _repeated_calls(
         n_repeats=pl.len().cast(pl.UInt32),
         moved=(pl.col("ext_err1").drop_nulls().n_unique() > 1).fill_null(False),
     )
-    whole = retried.join(repeats, left_on=["source", "first_seq"], right_on=["source", "chain"])
+    complete = retried.join(repeats, left_on=["source", "first_seq"], right_on=["source", "chain"])
     ended = pl.col("outcome").is_in(["succeeded", "resolved_elsewhere"])
     progress = (
         pl.when(ended | (pl.col("moved") & (pl.col("loop") == "resumable")))
@@ -115,7 +115,7 @@ def _repeated_calls(
         .otherwise(pl.lit("not_seen"))
     )
     return PROGRESS_LOOPS.conform(
-        whole.with_columns(
+        complete.with_columns(
             loop=pl.col("loop").cast(pl.Enum(LOOPS)),
             progress=progress.cast(pl.Enum(PROGRESS)),
             start_ns="first",
@@ -131,8 +131,8 @@ def _local_retries(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl
     entries = VM_ENTRIES.conform(trace.vm_entries)
     events = HOST_EVENTS.conform(trace.host_events)
     # Without probes on SEAMCALLs, missing activity is not evidence.
-    seen = calls.filter(pl.col("leaf") != VP_ENTER).select("source").unique()
-    faults = faults.join(seen, on="source", how="semi")
+    probed_sources = calls.filter(pl.col("leaf") != VP_ENTER).select("source").unique()
+    faults = faults.join(probed_sources, on="source", how="semi")
     activity = pl.concat(
         [
             *(f.select(*_VCPU, at=pl.coalesce("start_ns", "end_ns")) for f in (calls, entries)),

@@ -49,8 +49,8 @@ class Selection:
         Raises:
             QueryError: If a TD, leaf or time is not understood, or not in the trace.
         """
-        kept = self._kept(rows.collect_schema().names(), trace)
-        return rows.filter(kept) if kept else rows
+        is_selected = self._is_selected(rows.collect_schema().names(), trace)
+        return rows.filter(is_selected) if is_selected else rows
 
     def scan(self, name: str, trace: Trace) -> pl.LazyFrame:
         """Return the selected rows of an event table, as a polars query.
@@ -63,19 +63,19 @@ class Selection:
         """
         since_ns, until_ns = self.times(trace)
         rows = trace.scan(name, since_ns, until_ns)
-        kept = self._kept(rows.collect_schema().names(), trace)
-        return rows.filter(kept) if kept else rows
+        is_selected = self._is_selected(rows.collect_schema().names(), trace)
+        return rows.filter(is_selected) if is_selected else rows
 
-    def _kept(self, columns: Collection[str], trace: Trace) -> list[pl.Expr]:
+    def _is_selected(self, columns: Collection[str], trace: Trace) -> list[pl.Expr]:
         """Return the conditions for rows of a table with these columns; all must hold."""
-        kept = []
+        is_selected = []
         if self.leaves and "leaf" in columns:
-            kept.append(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
+            is_selected.append(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
         if self.vms and {"td_id", "tgid"} & set(columns):
-            kept.append(self._is_of_vms(columns, trace))
+            is_selected.append(self._is_of_vms(columns, trace))
         if (self.since or self.until) and any(name in columns for name in _BEGINS):
-            kept.append(self._is_in_time(columns, trace))
-        return kept
+            is_selected.append(self._is_in_time(columns, trace))
+        return is_selected
 
     def of_host(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
         """Return the rows of a table about the host that are in the time range, for any TD or leaf.
@@ -101,7 +101,7 @@ class Selection:
         )
 
     def _is_of_vms(self, columns: Collection[str], trace: Trace) -> pl.Expr:
-        kept = pl.lit(False)
+        is_selected = pl.lit(False)
         for text in self.vms:
             column, number = _resolve_vm(text, trace)
             matches = pl.lit(False)
@@ -112,19 +112,19 @@ class Selection:
                 threads = _threads_of(column, number, trace)
                 here = pl.struct("source", "tid").is_in(threads.to_struct().implode())
                 matches |= unknown & here
-            kept |= matches.fill_null(False)
-        return kept
+            is_selected |= matches.fill_null(False)
+        return is_selected
 
     def _is_in_time(self, columns: Collection[str], trace: Trace) -> pl.Expr:
         begins = pl.coalesce(c for c in _BEGINS if c in columns)
         ends = pl.coalesce(c for c in _ENDS if c in columns)
         since_ns, until_ns = self.times(trace)
-        kept = pl.lit(True)
+        is_selected = pl.lit(True)
         if since_ns is not None:
-            kept &= (ends >= since_ns).fill_null(True)
+            is_selected &= (ends >= since_ns).fill_null(True)
         if until_ns is not None:
-            kept &= (begins <= until_ns).fill_null(True)
-        return kept
+            is_selected &= (begins <= until_ns).fill_null(True)
+        return is_selected
 
     def times(self, trace: Trace) -> tuple[int | None, int | None]:
         """Return the first and last ns of the selected time; None for an open end.
@@ -157,8 +157,8 @@ def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
     if number in tds:
         return "td_id", number
     known = [f"{td:#x}" for td in sorted(tds)] + [str(tgid) for tgid in sorted(processes)]
-    near = difflib.get_close_matches(text, known, n=1, cutoff=0) or ["none"]
-    raise QueryError(f"no VM {text} in the trace; nearest: {near[0]} (of {len(known)})")
+    nearest = difflib.get_close_matches(text, known, n=1, cutoff=0) or ["none"]
+    raise QueryError(f"no VM {text} in the trace; nearest: {nearest[0]} (of {len(known)})")
 
 
 def _threads_of(column: str, number: int, trace: Trace) -> pl.DataFrame:

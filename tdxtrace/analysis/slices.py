@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 # An arbitrary choice: as many slices as a chart can show, none shorter than KVM's interruptions.
-_MOST: Final = 60
+_MAX_SLICES: Final = 60
 _SHORTEST_NS: Final = 1_000_000
 
 
@@ -27,7 +27,7 @@ def slice_width(span_ns: int) -> int:
     width = _SHORTEST_NS
     while True:
         for factor in (1, 2, 5):
-            if span_ns <= width * factor * _MOST:
+            if span_ns <= width * factor * _MAX_SLICES:
                 return width * factor
         width *= 10
 

@@ -38,9 +38,9 @@ def leaf_stats(retry_chains: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     Raises:
         TableError: If ``retry_chains`` lacks a column or has one of another type.
     """
-    whole = pl.col("outcome") != "cut"
-    attempts = pl.col("n_attempts").filter(whole)
-    took = pl.col("took_ns").filter(whole)
+    is_complete = pl.col("outcome") != "cut"
+    attempts = pl.col("n_attempts").filter(is_complete)
+    took = pl.col("took_ns").filter(is_complete)
     needed = ("source", "leaf", "n_attempts", "n_busy", "took_ns", "outcome")
     counted = (
         RETRY_CHAINS.pick(retry_chains, *needed)

@@ -55,7 +55,7 @@ def store_chains(trace: Trace) -> StoredChains:
     chains = SortedFile(RETRY_CHAINS, folder.path / "retry_chains.parquet")
     answers = SortedFile(BUSY_ANSWERS, folder.path / "busy_answers.parquet")
     columns = (*SURVEYED, *TIMES)
-    known = survey_parts(begins.noted(trace.parts("seamcalls", columns)), trace.losses)
+    known = survey_parts(begins.record(trace.parts("seamcalls", columns)), trace.losses)
     state = start(known, answers=True)
     for calls in calls_in_order(trace.parts("seamcalls"), begins):
         chains.add(step(state, calls))

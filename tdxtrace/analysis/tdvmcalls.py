@@ -94,8 +94,8 @@ def _of_exits(entries: pl.DataFrame, events: pl.DataFrame, losses: pl.DataFrame)
         .select("source", "tid", "tgid", "exit_reason", "next_ns", ts_ns="end_ns")
     )
     exits = exits.with_columns(handled_ns=pl.col("next_ns") - pl.col("ts_ns"))
-    plain = known.filter(pl.col("userspace_exit").is_null())
-    simple = exits.join(plain.select("exit_reason", "function"), on="exit_reason")
+    without_userspace = known.filter(pl.col("userspace_exit").is_null())
+    simple = exits.join(without_userspace.select("exit_reason", "function"), on="exit_reason")
     simple = simple.with_columns(basis=pl.lit("exit_reason"), withheld=pl.lit(None, pl.String))
     tdcalls = exits.filter(pl.col("exit_reason") == TDCALL)
     columns = ["source", "tid", "tgid", "ts_ns", "handled_ns", "function", "basis", "withheld"]
@@ -137,7 +137,7 @@ def _named(
 
 def _names() -> dict[str, pl.Expr]:
     """Expressions for a TDCALL's function, its basis, and the reason if it is withheld."""
-    why = (
+    basis_text = (
         pl.when(pl.col("is_torn"))
         .then(pl.lit(_TORN))
         .when(pl.col("reason").is_not_null())
@@ -148,29 +148,29 @@ def _names() -> dict[str, pl.Expr]:
         .then(pl.lit(_CUT))
     )
     other = pl.format("TDCALL, then userspace exit {}", "reason")
-    is_named, by_kernel = why.is_null(), pl.col("reason").is_null()
-    shown = pl.when(by_kernel).then(pl.lit(_KERNEL)).otherwise(pl.coalesce("name", other))
+    is_named, by_kernel = basis_text.is_null(), pl.col("reason").is_null()
+    label = pl.when(by_kernel).then(pl.lit(_KERNEL)).otherwise(pl.coalesce("name", other))
     basis = pl.when(by_kernel).then(pl.lit("no_userspace_exit"))
     return {
-        "function": pl.when(is_named).then(shown).otherwise(pl.lit(_OTHER)),
+        "function": pl.when(is_named).then(label).otherwise(pl.lit(_OTHER)),
         "basis": pl.when(is_named)
         .then(basis.otherwise(pl.lit("userspace_exit")))
         .otherwise(pl.lit("unnamed")),
-        "withheld": why,
+        "withheld": basis_text,
     }
 
 
 def _of(calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
     """Return TDCALLs by the status of TDH.VP.ENTER, for threads without recorded exits."""
-    seen = entries.filter(pl.col("end_ns").is_not_null()).select(*_THREAD).unique()
-    own = calls.filter(pl.col("leaf") == VP_ENTER).join(
-        seen, on=list(_THREAD), how="anti", nulls_equal=True
+    entered_threads = entries.filter(pl.col("end_ns").is_not_null()).select(*_THREAD).unique()
+    unobserved = calls.filter(pl.col("leaf") == VP_ENTER).join(
+        entered_threads, on=list(_THREAD), how="anti", nulls_equal=True
     )
-    own = own.sort("source", "tid", "end_ns", "seq").with_columns(
+    unobserved = unobserved.sort("source", "tid", "end_ns", "seq").with_columns(
         handled_ns=pl.col("start_ns").shift(-1).over(_THREAD) - pl.col("end_ns")
     )
     is_tdcall = bits(pl.col("status"), _REASON_BITS) == TDCALL
-    return own.filter(is_tdcall & pl.col("end_ns").is_not_null()).select(
+    return unobserved.filter(is_tdcall & pl.col("end_ns").is_not_null()).select(
         *("source", "tid", "tgid"),
         ts_ns="end_ns",
         handled_ns="handled_ns",

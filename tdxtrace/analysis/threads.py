@@ -40,8 +40,8 @@ def may_miss_events(rows: pl.DataFrame, losses: pl.DataFrame, first: str, last: 
     begins, ends = rows[first].to_numpy(), rows[last].to_numpy()
     for source in np.unique(sources):
         at = np.flatnonzero(sources == source)
-        anywhere = np.full(len(at), NO_CPU, np.int64)
-        lost[at] = LossWindows(losses, int(source)).overlap(anywhere, begins[at], ends[at])
+        any_cpu = np.full(len(at), NO_CPU, np.int64)
+        lost[at] = LossWindows(losses, int(source)).overlap(any_cpu, begins[at], ends[at])
     return pl.Series(lost, dtype=pl.Boolean)
 
 
@@ -82,22 +82,22 @@ def infer_td(
     """
     if not rows["td_id"].null_count():
         return rows
-    told = known.lazy().select("source", "tid", "tgid", "td_id")
+    thread_tds = known.lazy().select("source", "tid", "tgid", "td_id")
     # Few of very many rows remain: the streaming engine materializes no intermediate table.
-    named = told.filter(pl.col("td_id").is_not_null()).unique().collect(engine="streaming")
+    named = thread_tds.filter(pl.col("td_id").is_not_null()).unique().collect(engine="streaming")
     unknown = np.flatnonzero(rows["td_id"].is_null().to_numpy())
     found = rows.select("td_id", *dict.fromkeys(key for keys in owners for key in keys))[unknown]
     for keys in owners:
         if named.is_empty() or not found["td_id"].null_count():
             break
-        only = (
+        unambiguous = (
             named.drop_nulls(keys)
             .group_by(keys)
             .agg(td=pl.col("td_id").min(), n=pl.col("td_id").n_unique())
             .filter(pl.col("n") == 1)
             .drop("n")
         )
-        td = left_lookup(found, only, keys)
+        td = left_lookup(found, unambiguous, keys)
         found = found.with_columns(td_id=pl.coalesce("td_id", td))
     return rows.with_columns(rows["td_id"].clone().scatter(unknown, found["td_id"]))
 
@@ -117,14 +117,14 @@ def td_of_events(rows: pl.DataFrame, entries: pl.DataFrame, known: pl.DataFrame)
     Returns:
         The rows with ``td_id``, null if unknown.
     """
-    plain = entries.filter(pl.col("rip") != 0).select("source", "tid").unique()
-    own = rows.with_columns(td_id=pl.lit(None, pl.UInt64)).join(
-        plain, on=["source", "tid"], how="anti", nulls_equal=True, maintain_order="left"
+    kvm_threads = entries.filter(pl.col("rip") != 0).select("source", "tid").unique()
+    other_rows = rows.with_columns(td_id=pl.lit(None, pl.UInt64)).join(
+        kvm_threads, on=["source", "tid"], how="anti", nulls_equal=True, maintain_order="left"
     )
-    named = infer_td(own, known, TD_OWNERS[:2])
-    anywhere = infer_td(named, known, TD_OWNERS[2:])["td_id"]
+    named = infer_td(other_rows, known, TD_OWNERS[:2])
+    any_td = infer_td(named, known, TD_OWNERS[2:])["td_id"]
     is_open = pl.col("td_id").is_null() & pl.col("tgid").is_null()
-    return named.with_columns(td_id=pl.when(is_open).then(anywhere).otherwise("td_id"))
+    return named.with_columns(td_id=pl.when(is_open).then(any_td).otherwise("td_id"))
 
 
 def left_lookup(rows: pl.DataFrame, values: pl.DataFrame, keys: Sequence[str]) -> pl.Series:

@@ -89,16 +89,16 @@ def timed_attempts(
         when and when_end (ns, equal if one was not recorded), took (ns), and single (whether
         it is the only attempt).
     """
-    once = pl.col("n_attempts") == 1
+    single_attempt = pl.col("n_attempts") == 1
     columns = ("source", "td_id", "tid", "tgid", "leaf", "status", "chain", "when", "when_end")
-    single = requests.filter(once).select(
+    single = requests.filter(single_attempt).select(
         *columns[:5],
         status="final_status",
         chain="first_seq",
         when="start_ns",
         when_end="end_ns",
     )
-    several = requests.filter(~once).select(
+    several = requests.filter(~single_attempt).select(
         "source", "td_id", "last_seq", "n_attempts", "n_busy", chain="first_seq"
     )
     busy = answers.select("source", "seq", chain="first_seq")
@@ -140,13 +140,13 @@ def vcpu_times(attempts: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFram
     # kvm_exit has reason -1 for every status without an exit: Linux 6.16
     # arch/x86/kvm/vmx/tdx.c tdx_to_vmx_exit_reason.
     failed = (pl.col("exit_reason") == _FAILED).fill_null(False)
-    bare = unprobed_entries(entries, calls).filter(
+    kvm_entries = unprobed_entries(entries, calls).filter(
         pl.col("start_ns").is_not_null(), pl.col("end_ns").is_not_null()
     )
-    bare = bare.select(
+    kvm_entries = kvm_entries.select(
         "source", "tid", "tgid", when="start_ns", when_end="end_ns", is_refused=failed
     )
-    return pl.concat([probed, bare])
+    return pl.concat([probed, kvm_entries])
 
 
 def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:

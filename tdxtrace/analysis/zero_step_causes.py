@@ -87,9 +87,9 @@ def zero_step_causes(
     episodes = infer_td(given, calls)
     faults = number_faults(calls, page_faults)
     ranges = _fault_ranges(episodes, faults)
-    wanted = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
+    fault_rows = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
     rounds = block_rounds(trace, faults)
-    handled = explain_faults(wanted, calls, entries, events, rounds)
+    handled = explain_faults(fault_rows, calls, entries, events, rounds)
     counted = _count_explanations(ranges, handled)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
         pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
@@ -147,10 +147,10 @@ def _majority_cause(found: pl.DataFrame) -> pl.DataFrame:
     cause, n, explanation = pl.lit("unknown"), pl.lit(0, pl.UInt32), pl.lit("unexplained")
     for name, explained in _COUNTS.items():
         if explained in _CAUSE_OF:
-            most = pl.col(name) * 2 > pl.col("n_faults")
-            cause = pl.when(most).then(pl.lit(_CAUSE_OF[explained])).otherwise(cause)
-            n = pl.when(most).then(pl.col(name)).otherwise(n)
-            explanation = pl.when(most).then(pl.lit(explained)).otherwise(explanation)
+            is_majority = pl.col(name) * 2 > pl.col("n_faults")
+            cause = pl.when(is_majority).then(pl.lit(_CAUSE_OF[explained])).otherwise(cause)
+            n = pl.when(is_majority).then(pl.col(name)).otherwise(n)
+            explanation = pl.when(is_majority).then(pl.lit(explained)).otherwise(explanation)
     many = (pl.col("n_pages") > STEPPING_EPF_THRESHOLD) & (
         pl.col("n_served") * 2 > pl.col("n_faults")
     )
@@ -160,14 +160,14 @@ def _majority_cause(found: pl.DataFrame) -> pl.DataFrame:
     share = pl.when(pl.col("n_faults") > 0).then(n / pl.col("n_faults")).otherwise(0.0)
     decided = found.with_columns(cause=cause, share=share.cast(pl.Float64), explanation=explanation)
     rows = decided.explode("shown").unnest("shown", separator=":")
-    shown = (
+    explanations = (
         rows.filter(
             pl.col("shown:explanation") == pl.col("explanation"), pl.col("cause") != "unknown"
         )
         .group_by(_EPISODE, maintain_order=True)
         .agg(evidence_seq=pl.col("shown:by_seq").drop_nulls().last())
     )
-    return decided.join(shown, on=_EPISODE, how="left", maintain_order="left")
+    return decided.join(explanations, on=_EPISODE, how="left", maintain_order="left")
 
 
 def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.DataFrame:
@@ -207,7 +207,7 @@ def _advice(
     calls: pl.DataFrame, page_faults: pl.DataFrame, host_events: pl.DataFrame
 ) -> pl.DataFrame:
     """Return for each input what else to record to explain unresolved faults."""
-    wanted = []
+    fault_rows = []
     for source in sorted({*calls["source"].unique(), *page_faults["source"].unique()}):
         here = calls.filter(pl.col("source") == source)["leaf"].unique()
         missing = [
@@ -220,6 +220,6 @@ def _advice(
             )
             if not there
         ]
-        wanted.append((source, "record also " + ", ".join(missing) if missing else _RIP))
+        fault_rows.append((source, "record also " + ", ".join(missing) if missing else _RIP))
     schema = {"source": pl.UInt16, "advice": pl.String}
-    return pl.DataFrame(wanted, schema=schema, orient="row")
+    return pl.DataFrame(fault_rows, schema=schema, orient="row")

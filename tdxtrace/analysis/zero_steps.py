@@ -55,8 +55,8 @@ _VCPU: Final = ("source", "tid")
 _PAGE_BYTES: Final = 4096
 _FIRST_NS, _LAST_NS = -(1 << 62), 1 << 62
 # Maximum number of steps kept between segments: two per vCPU.  An arbitrary choice.
-_MAX_KEPT: Final = 1 << 17
-_TOLD: Final = ("gpa", "refused", "reason", "installs", "installed")
+_MAX_STEPS: Final = 1 << 17
+_STEP_COLUMNS: Final = ("gpa", "refused", "reason", "installs", "installed")
 _STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
 
 
@@ -152,30 +152,34 @@ def needed_rows(trace: Trace) -> tuple[pl.DataFrame, pl.DataFrame]:
     kvm_only = unprobed_entries(trace.vm_entries, probed)
     if not kvm_only.is_empty():
         return trace.seamcalls, kvm_only
-    vcpus, own = probed.filter("refused"), [SEAMCALLS.empty()]
+    vcpus, own_steps = probed.filter("refused"), [SEAMCALLS.empty()]
     if not vcpus.is_empty():
-        own += [_rows_of_vcpus(vcpus, part) for part in trace.parts("seamcalls")]
-    return pl.concat(own, how="diagonal"), kvm_only
+        own_steps += [_rows_of_vcpus(vcpus, part) for part in trace.parts("seamcalls")]
+    return pl.concat(own_steps, how="diagonal"), kvm_only
 
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     """Return the episodes found by the status of TDH.VP.ENTER."""
     vcpus = calls.filter(is_refused_entry())
-    own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
-    return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
+    own_steps = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
+    return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own_steps), "busy_sept"))
 
 
 @dataclass(slots=True)
 class RefusalState:
     """Steps of each vCPU that are needed to interpret later steps."""
 
-    kept: pl.DataFrame = field(default_factory=lambda: _marked(SEAMCALLS.empty(), is_new=False))
+    latest: pl.DataFrame = field(
+        default_factory=lambda: _new_steps(SEAMCALLS.empty(), is_new=False)
+    )
     """Per vCPU: the last step of all, and the last that shows whether the page is installed."""
 
-    def keep_latest(self, most: int) -> None:
-        """Keep the latest ``most`` steps, to bound the memory when threads come and go."""
-        if self.kept.height > most:
-            self.kept = self.kept.filter(pl.col("when").rank("ordinal", descending=True) <= most)
+    def keep_latest(self, max_steps: int) -> None:
+        """Keep the latest ``max_steps`` steps, to bound the memory when threads come and go."""
+        if self.latest.height > max_steps:
+            self.latest = self.latest.filter(
+                pl.col("when").rank("ordinal", descending=True) <= max_steps
+            )
 
 
 def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
@@ -192,17 +196,17 @@ def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
     Returns:
         source, tid, n_refused and n_episodes of each vCPU in the segment or kept from earlier ones.
     """
-    steps = pl.concat([state.kept, _marked(SEAMCALLS.conform(calls), is_new=True)])
+    steps = pl.concat([state.latest, _new_steps(SEAMCALLS.conform(calls), is_new=True)])
     counted = steps.filter(pl.col("refused") & pl.col("is_new") | pl.col("has_episode"))
-    own = _rows_of_vcpus(counted, steps).sort(*_VCPU, "is_new", "when", "seq")
-    rows = no_progress_run(own, exits_without_progress())
+    own_steps = _rows_of_vcpus(counted, steps).sort(*_VCPU, "is_new", "when", "seq")
+    rows = no_progress_run(own_steps, exits_without_progress())
     refused = pl.col("refused") & pl.col("is_new")
     rows = rows.with_columns(
         begins=refused & ~pl.col("has_episode").any().over("run"),
         has_episode=(pl.col("has_episode") | refused).any().over("run"),
         refused_now=refused,
     ).with_columns(begins=pl.col("begins") & (pl.col("begins").cum_sum().over("run") == 1))
-    state.kept = _last_steps(steps, rows)
+    state.latest = _last_steps(steps, rows)
     return rows.group_by(_VCPU).agg(
         n_refused=pl.col("refused_now").sum(), n_episodes=pl.col("begins").sum()
     )
@@ -215,23 +219,23 @@ def _last_steps(steps: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         steps: All steps, in time order for each vCPU.
         rows: Steps of the vCPUs with refused entries; ``has_episode`` refers to each step's run.
     """
-    tells_page = pl.col("installs") | (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
+    shows_page = pl.col("installs") | (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
     last = [part.group_by(_VCPU, maintain_order=True).tail(1) for part in (steps, rows)]
     parts = [
         # Only the very last step is certain to belong to the run that continues.
-        steps.filter(tells_page).group_by(_VCPU, maintain_order=True).tail(1),
+        steps.filter(shows_page).group_by(_VCPU, maintain_order=True).tail(1),
         last[0].join(last[1].select("source", "seq"), on=("source", "seq"), how="anti"),
     ]
     parts = [part.with_columns(has_episode=pl.lit(False)) for part in parts]
-    kept = pl.concat([*parts, last[1].select(steps.columns)])
-    kept = kept.unique(["source", "seq"], keep="last", maintain_order=True)
-    return kept.with_columns(is_new=pl.lit(False)).tail(_MAX_KEPT)
+    latest_steps = pl.concat([*parts, last[1].select(steps.columns)])
+    latest_steps = latest_steps.unique(["source", "seq"], keep="last", maintain_order=True)
+    return latest_steps.with_columns(is_new=pl.lit(False)).tail(_MAX_STEPS)
 
 
-def _marked(calls: pl.DataFrame, *, is_new: bool) -> pl.DataFrame:
+def _new_steps(calls: pl.DataFrame, *, is_new: bool) -> pl.DataFrame:
     """Return the steps of vCPUs with the flags ``is_new`` and ``has_episode`` (False)."""
-    wanted = calls.filter(pl.col("leaf").is_in([VP_ENTER, *_INSTALLS]))
-    steps = steps_from_seamcalls(wanted).select("source", "tid", "seq", "when", *_TOLD)
+    relevant = calls.filter(pl.col("leaf").is_in([VP_ENTER, *_INSTALLS]))
+    steps = steps_from_seamcalls(relevant).select("source", "tid", "seq", "when", *_STEP_COLUMNS)
     return steps.with_columns(is_new=pl.lit(is_new), has_episode=pl.lit(False))
 
 
@@ -247,8 +251,8 @@ def is_refused_entry() -> pl.Expr:
 
 def _rows_of_vcpus(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of these vCPUs, in their order."""
-    own = vcpus.select(_VCPU).unique()
-    return rows.join(own, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
+    vcpu_keys = vcpus.select(_VCPU).unique()
+    return rows.join(vcpu_keys, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
@@ -351,9 +355,9 @@ def _drop_internal_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.Dat
     order = entries.select(*_VCPU, "seq", when).drop_nulls("tid").sort("when")
     reported = last.join_asof(order, on="when", by=_VCPU, check_sortedness=False)
     wrong = reported.select("source", "seq", wrong=pl.lit(True)).unique()
-    marked = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
-    kept = pl.col("wrong").is_null() | (pl.col("exit_reason") != _NOT_ENTERED)
-    return marked.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
+    flagged = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
+    is_right = pl.col("wrong").is_null() | (pl.col("exit_reason") != _NOT_ENTERED)
+    return flagged.with_columns(exit_reason=pl.when(is_right).then("exit_reason")).drop("wrong")
 
 
 def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
@@ -436,9 +440,9 @@ def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame
         steps: Steps from KVM's events.
         excluded: Keys of the failed entries without another explanation.
     """
-    sure = excluded.with_columns(sure=pl.lit(True))
-    marked = steps.join(sure, on=("source", "seq"), how="left", maintain_order="left")
-    found = _episodes(marked.with_columns(pl.col("sure").fill_null(False)), "failed_vmentry")
+    certain = excluded.with_columns(sure=pl.lit(True))
+    flagged = steps.join(certain, on=("source", "seq"), how="left", maintain_order="left")
+    found = _episodes(flagged.with_columns(pl.col("sure").fill_null(False)), "failed_vmentry")
     enough = pl.col("n_faults_before") >= ARMING_FAULT
     return ZERO_STEPS.conform(found.filter(enough | ~pl.col("whole")))
 
@@ -451,9 +455,9 @@ def _emulated(steps: pl.DataFrame) -> pl.DataFrame:
     # The faulting page of an entry is recorded in the next step.
     next_installs, next_gpa = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
     same_page = pl.when(next_installs).then(next_gpa) == pl.col("page")
-    looks = (nth > ARMING_FAULT) & pl.col("is_fault") & fast & same_page
-    marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
-    return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))
+    is_emulated = (nth > ARMING_FAULT) & pl.col("is_fault") & fast & same_page
+    flagged = run.with_columns(refused=is_emulated.fill_null(False)).drop("run", "is_fault", "page")
+    return ZERO_STEPS.conform(_episodes(flagged, "emulated_ept_violation"))
 
 
 def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
@@ -466,8 +470,8 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
     """
     if not steps["refused"].any():
         return ZERO_STEPS.empty().with_columns(whole=pl.lit(None, pl.Boolean))
-    own = _rows_of_vcpus(steps.filter("refused"), steps).sort(*_VCPU, "when", "seq")
-    run = no_progress_run(own, exits_without_progress())
+    own_steps = _rows_of_vcpus(steps.filter("refused"), steps).sort(*_VCPU, "when", "seq")
+    run = no_progress_run(own_steps, exits_without_progress())
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
         n_before=pl.col("is_fault").cum_sum().over("run"),

@@ -98,7 +98,7 @@ def test_a_call_waits_for_those_that_began_before_it() -> None:
     """Recordings have calls in the order of their ends; the first one of thread 2 is long."""
     calls = story("S1 2/(1 S2 S3 2/)S S4").seamcalls.sort("end_ns")
     begins = BeginsOfParts()
-    parts = list(begins.noted(calls.iter_slices(1)))
+    parts = list(begins.record(calls.iter_slices(1)))
     ordered = list(calls_in_order(parts, begins))
     assert pl.concat(ordered)["start_ns"].is_sorted()
     assert [part.height for part in ordered] == [1, 3, 1]
@@ -110,7 +110,7 @@ def test_sources_do_not_wait_for_each_other() -> None:
     late = one.with_columns(pl.col("start_ns", "end_ns") + 10**12, source=pl.lit(0, pl.UInt16))
     both = pl.concat([late, one.with_columns(source=pl.lit(1, pl.UInt16))])
     begins = BeginsOfParts()
-    parts = list(begins.noted(both.iter_slices(2)))
+    parts = list(begins.record(both.iter_slices(2)))
     ordered = list(calls_in_order(parts, begins))
     assert [part["source"].to_list() for part in ordered] == [[0, 0], [0], [1], [1, 1]]
 

@@ -151,7 +151,7 @@ def test_calls_that_never_repeat_take_no_more_memory_than_a_number_of_them(
         totals.take(tick(calls))
     assert len(totals.leaves) <= 9
     assert len(totals.busy) <= 9
-    assert totals.refusals.kept.height <= 60
+    assert totals.refusals.latest.height <= 60
     n_calls = sum(leaf.n_calls for leaf in totals.leaves.values())
     assert n_calls == 12 * seen.height
     assert sum(totals.busy.values()) == sum(leaf.n_busy for leaf in totals.leaves.values())

@@ -36,7 +36,7 @@ _ADVICE: Final = {
     "clock": "record with a clock of nanoseconds (trace_clock mono): several calls may overlap",
     "holder": "no recorded call fits, although every possible holder was probed",
 }
-_KEPT_OUT: Final = (
+_GUEST_EXCLUDED: Final = (
     "host priority kept the guest out after the first try: record every leaf that works on an "
     "SEPT entry (probe __seamcall and __seamcall_ret), a host call held it"
 )
@@ -89,7 +89,7 @@ def reasons(
         advice=pl.when(pl.col("lacks") == "holder_probes")
         .then(probe)
         .when((pl.col("lacks") == "holder") & pl.col("kept_out"))
-        .then(pl.lit(_KEPT_OUT))
+        .then(pl.lit(_GUEST_EXCLUDED))
         .otherwise(advice),
     )
 
@@ -99,25 +99,25 @@ def _facts(
 ) -> pl.DataFrame:
     """Return one row per attempt: its lock, its operands and which evidence is missing."""
     rows = evidence.busy.first_locks[places]
-    wanted = rows["row"]
+    call_rows = rows["row"]
     # Not armed entries: a longer trace would not show whether one was armed.
-    unsure = (pl.col("grade") == BOUNDS_UNKNOWN) & ~pl.col("is_armed")
-    doubtful = ranking.candidates.filter(unsure)["attempt"].unique()
-    operands = evidence.calls.select("start_ns", "td_id", "gpa", "vp_id", *PAGES)[wanted]
+    is_uncertain = (pl.col("grade") == BOUNDS_UNKNOWN) & ~pl.col("is_armed")
+    doubtful = ranking.candidates.filter(is_uncertain)["attempt"].unique()
+    operands = evidence.calls.select("start_ns", "td_id", "gpa", "vp_id", *PAGES)[call_rows]
     begun = evidence.calls.filter(pl.col("start_ns").is_not_null())["leaf"].unique()
     locks = rows["lock"].drop_nulls().unique()
     missing = {str(lock): _unprobed(evidence, str(lock)) for lock in locks}
     named = pl.col("lock").replace_strict(missing, default="", return_dtype=pl.String)
     return (
         pl.concat([rows, operands], how="horizontal")
-        .join(_shut_out(tries), on="row", how="left", maintain_order="left")
+        .join(_excluded_guests(tries), on="row", how="left", maintain_order="left")
         .with_columns(
             by_calls=pl.Series(ranking.cause[places]), entries=pl.col("leaf").is_in(begun.implode())
         )
         .with_columns(
             # Whether a guest could have held the lock matters only where no host call fits.
             pl.col("disagree", "kept_out").fill_null(False) & (pl.col("by_calls") == NO_CANDIDATE),
-            lossy=evidence.lossy.gather(wanted),
+            lossy=evidence.lossy.gather(call_rows),
             doubtful=pl.col("row").is_in(doubtful.implode()),
             missing=pl.when(pl.col("lock").is_null())
             .then(pl.lit(_entry_probe(evidence)))
@@ -126,7 +126,7 @@ def _facts(
     )
 
 
-def _shut_out(tries: pl.DataFrame) -> pl.DataFrame:
+def _excluded_guests(tries: pl.DataFrame) -> pl.DataFrame:
     """Return row, disagree and kept_out (no guest can have held the entry for that long)."""
     return tries.select("row", "disagree", kept_out=~pl.col("by_guest") & pl.col("is_late"))
 
@@ -156,12 +156,12 @@ def _unprobed(evidence: BusyEvidence, lock: str) -> str:
         ],
         axis=0,
     )
-    seen = evidence.leaves
+    recorded_leaves = evidence.leaves
     wrappers = dict(leaf_table().select("leaf", "wrappers").iter_rows())
     names = [
         _VCPU_RUN if leaf == VP_ENTER else wrappers[leaf][0]
         for leaf in wrappers
-        if holding[leaf] and leaf not in seen and (leaf == VP_ENTER or wrappers[leaf])
+        if holding[leaf] and leaf not in recorded_leaves and (leaf == VP_ENTER or wrappers[leaf])
     ]
     return ", ".join(names[:_MAX_PROBES_NAMED]) + (", …" if len(names) > _MAX_PROBES_NAMED else "")
 

@@ -26,30 +26,30 @@ _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _MIGRATION: Final = ("TDH.EXPORT.", "TDH.IMPORT.", "TDH.MIG.", "TDH.SERVTD.")
 
 
-def find_broken_rules(seen: RuleEvidence) -> pl.DataFrame:
+def find_broken_rules(evidence: RuleEvidence) -> pl.DataFrame:
     """Find the calls of one source that break a rule of ``bug_rule_table``.
 
     Args:
-        seen: The calls, the busy attempts among them, the losses and the clock.
+        evidence: The calls, the busy attempts among them, the losses and the clock.
 
     Returns:
         Columns of BROKEN_CALLS, one row per call and rule; a call may break several rules.
     """
     parts = [
-        tdr_busy(seen),
-        tdvpr_busy(seen),
-        aug_busy_on_entry(seen),
-        busy_before_finalize(seen),
-        track_without_kick(seen),
-        busy_after_kick(seen),
-        dropped_block(seen),
-        mmu_lock_excludes(seen),
+        tdr_busy(evidence),
+        tdvpr_busy(evidence),
+        aug_busy_on_entry(evidence),
+        busy_before_finalize(evidence),
+        track_without_kick(evidence),
+        busy_after_kick(evidence),
+        dropped_block(evidence),
+        mmu_lock_excludes(evidence),
     ]
     found = pl.concat([pl.DataFrame(schema=BROKEN_CALLS), *parts])
     return found.unique(subset=["row", "rule"], keep="first", maintain_order=True)
 
 
-def tdr_busy(seen: RuleEvidence) -> pl.DataFrame:
+def tdr_busy(evidence: RuleEvidence) -> pl.DataFrame:
     """Find attempts for which the TDR of their TD was locked.
 
     Evidence: the answer itself, if its operand id can only mean the TDR for that leaf.  The
@@ -60,10 +60,10 @@ def tdr_busy(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: a migration leaf, while a migration TD reads its target; an operand id
     that means the TDR for one leaf and a page for another (RCX).
     """
-    return _lock_held(seen, "TDR", "tdr_busy")
+    return _lock_held(evidence, "TDR", "tdr_busy")
 
 
-def tdvpr_busy(seen: RuleEvidence) -> pl.DataFrame:
+def tdvpr_busy(evidence: RuleEvidence) -> pl.DataFrame:
     """Find attempts for which the TDVPR of their vCPU was locked.
 
     Evidence, absence: as for :func:`tdr_busy`.
@@ -71,21 +71,23 @@ def tdvpr_busy(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: TDH.VP.CREATE that is busy on RCX, which is the PAMT entry of the page
     that will become the TDVPR.
     """
-    return _lock_held(seen, "TDVPR", "tdvpr_busy")
+    return _lock_held(evidence, "TDVPR", "tdvpr_busy")
 
 
-def _lock_held(seen: RuleEvidence, lock: str, rule: str) -> pl.DataFrame:
+def _lock_held(evidence: RuleEvidence, lock: str, rule: str) -> pl.DataFrame:
     """Return every attempt that found the lock held, with its holder if known."""
-    found = seen.attempts.filter(pl.col("lock") == lock, ~pl.col("leaf").is_in(migration_leaves()))
+    found = evidence.attempts.filter(
+        pl.col("lock") == lock, ~pl.col("leaf").is_in(migration_leaves())
+    )
     if found.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
     best = (
-        seen.possible_holders.filter(pl.col("grade") < BOUNDS_UNKNOWN)
+        evidence.possible_holders.filter(pl.col("grade") < BOUNDS_UNKNOWN)
         .join(found, left_on="attempt", right_on="row", how="semi")
         .sort("attempt", "grade", -pl.col("overlap_ns"))
     )
     holder = best.group_by("attempt", maintain_order=True).agg(evidence=pl.col("holder").first())
-    others = seen.attempts.filter(pl.col("lock").ne_missing(lock))
+    others = evidence.attempts.filter(pl.col("lock").ne_missing(lock))
     rows = found.join(others, on="row", how="anti", maintain_order="left")
     return broken_calls(rows.join(holder, left_on="row", right_on="attempt", how="left"), rule)
 
@@ -96,7 +98,7 @@ def migration_leaves() -> list[int]:
     return leaf_table().filter(of_migration)["leaf"].to_list()
 
 
-def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
+def aug_busy_on_entry(evidence: RuleEvidence) -> pl.DataFrame:
     """Find AUGs that were busy on an SEPT entry while a host call worked on the same entry.
 
     Evidence: the busy answer, and a call of another thread on the same entry of the same TD,
@@ -111,23 +113,27 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
     at the same address, such as SEPT.ADD of the table above; a REMOVE that ended just before, if
     the clocks of the two CPUs differ.
     """
-    augs = seen.attempts.filter(pl.col("leaf") == _AUG, pl.col("lock") == ENTRY)
-    holders = seen.possible_holders.filter(pl.col("lock") == ENTRY, pl.col("grade") == HELD_TO_END)
+    augs = evidence.attempts.filter(pl.col("leaf") == _AUG, pl.col("lock") == ENTRY)
+    holders = evidence.possible_holders.filter(
+        pl.col("lock") == ENTRY, pl.col("grade") == HELD_TO_END
+    )
     both = augs.join(holders, left_on="row", right_on="attempt", how="inner")
     row, holder = (both[name].to_numpy().astype(np.intp) for name in ("row", "holder"))
-    sure = seen.surely_overlap(row, holder) & seen.is_whole(row) & seen.is_whole(holder)
-    both = both.filter(pl.Series(sure, dtype=pl.Boolean))
-    level = seen.calls["level"].is_not_null()
+    is_certain = (
+        evidence.certainly_overlap(row, holder) & evidence.is_whole(row) & evidence.is_whole(holder)
+    )
+    both = both.filter(pl.Series(is_certain, dtype=pl.Boolean))
+    level = evidence.calls["level"].is_not_null()
     known = pl.all_horizontal(pl.Series(level.gather(both[name])) for name in ("row", "holder"))
     both = both.filter(known).sort("row", -pl.col("overlap_ns"))
-    if not seen.clock_is_global:
-        by_fault = seen.calls["leaf"].gather(both["holder"]).is_in(FAULTS)
+    if not evidence.clock_is_global:
+        by_fault = evidence.calls["leaf"].gather(both["holder"]).is_in(FAULTS)
         both = both.filter(by_fault)
-    confidence = "proof" if seen.clock_is_global else "strong"
+    confidence = "proof" if evidence.clock_is_global else "strong"
     return broken_calls(both.rename({"holder": "evidence"}), "aug_busy_on_entry", confidence)
 
 
-def dropped_block(seen: RuleEvidence) -> pl.DataFrame:
+def dropped_block(evidence: RuleEvidence) -> pl.DataFrame:
     """Find calls that failed because the kernel ignored the busy answer of a BLOCK.
 
     Evidence: GPA_RANGE_NOT_BLOCKED or TLB_TRACKING_NOT_DONE from a call that requires a blocked
@@ -139,6 +145,6 @@ def dropped_block(seen: RuleEvidence) -> pl.DataFrame:
 
     Nearest innocent trace: BLOCK succeeds at its second try, and only a TRACK is missing.
     """
-    found = dropped_blocks(seen.numbered("td_id", "gpa", "level", "leaf", "status", "begins"))
-    found = seen.lossless(found, "dropped_ns", "failed_ns")
+    found = dropped_blocks(evidence.numbered("td_id", "gpa", "level", "leaf", "status", "begins"))
+    found = evidence.without_losses(found, "dropped_ns", "failed_ns")
     return broken_calls(found.rename({"block": "evidence"}), "dropped_block")

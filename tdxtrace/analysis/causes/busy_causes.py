@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes import attribution, guests
-from tdxtrace.analysis.causes.clock_drift import may_have_met_armed_entry
+from tdxtrace.analysis.causes.clock_drift import is_near_armed_entry
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, ENTRY, TREE, mode_of, names_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.causes.mmu_lock import EXCLUDES
@@ -113,12 +113,12 @@ def _answers(evidence: BusyEvidence) -> pl.DataFrame:
     tries = guests.tries_on_entries(evidence)
     answers = _first_answers(evidence, _facts(evidence, ranking, tries))
     unexplained = np.flatnonzero((answers["cause"] == "unexplained").to_numpy())
-    why = attribution.reasons(evidence, ranking, unexplained, tries)
+    advice = attribution.reasons(evidence, ranking, unexplained, tries)
     place = np.full(answers.height, len(unexplained))
     place[unexplained] = np.arange(len(unexplained))
-    nothing = pl.DataFrame({name: [None] for name in why.columns}, schema=why.schema)
-    why = pl.concat([why, nothing])[place]
-    rows = pl.concat([answers, why], how="horizontal")
+    nothing = pl.DataFrame({name: [None] for name in advice.columns}, schema=advice.schema)
+    advice = pl.concat([advice, nothing])[place]
+    rows = pl.concat([answers, advice], how="horizontal")
     rows = pl.concat([rows, _others(evidence, ranking, answers)], how="diagonal")
     # Both parts are sorted by row, so a stable sort keeps rank 1 first.
     return rows[np.argsort(rows["row"].to_numpy(), kind="stable")]
@@ -143,7 +143,7 @@ def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.
         is_only_cause=pl.Series(ranking.is_only_cause),
         first_lock=first["lock"],
         every=first["mask"],
-        is_doubted=_doubted(evidence, ranking),
+        is_doubted=_uncertain_order(evidence, ranking),
     )
     return (
         facts.join(inside, on="row", how="left", suffix="_inside", maintain_order="left")
@@ -163,7 +163,9 @@ def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
     # After the first try host priority keeps a guest out, unless a write of the entry cleared it.
     one_call = pl.col("is_inside") & ~pl.col("is_late")
     is_whole = others and not evidence.misses_holders
-    by_guest = pl.when(one_call & pl.lit(is_whole)).then(_lit("strong")).otherwise(_lit("weak"))
+    by_guest = (
+        pl.when(one_call & pl.lit(is_whole)).then(_category("strong")).otherwise(_category("weak"))
+    )
     one_guest = pl.col("by_guest") & (pl.col("n_inside") == 1)
     has_holder = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
     return facts.select(
@@ -176,7 +178,7 @@ def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
         .then(_confidence_of_call(evidence.busy.slack_ns, evidence.clock_is_global))
         .when("by_guest")
         .then(by_guest)
-        .otherwise(_lit("none")),
+        .otherwise(_category("none")),
         holder=pl.when(has_holder)
         .then("holder")
         .when("is_bug")
@@ -199,14 +201,14 @@ def _cause() -> pl.Expr:
     """Return the cause of an attempt, by priority: broken rule, host call, guest, unexplained."""
     return (
         pl.when("is_bug")
-        .then(_lit("kernel_bug", _CAUSE))
+        .then(_category("kernel_bug", _CAUSE))
         .when(pl.col("by_calls") == ARMED_ENTRY)
-        .then(_lit("armed_entry", _CAUSE))
+        .then(_category("armed_entry", _CAUSE))
         .when("by_call")
-        .then(_lit("host_conflict", _CAUSE))
+        .then(_category("host_conflict", _CAUSE))
         .when("by_guest")
-        .then(_lit("guest", _CAUSE))
-        .otherwise(_lit("unexplained", _CAUSE))
+        .then(_category("guest", _CAUSE))
+        .otherwise(_category("unexplained", _CAUSE))
     )
 
 
@@ -218,18 +220,18 @@ def _confidence_of_call(slack_ns: int, clock_is_global: bool) -> pl.Expr:
     Timestamps do not prove an overlap if the clocks of two CPUs may differ.
     """
     only_cause, proven = pl.col("is_only_cause"), is_proven(slack_ns)
-    sure = proven & only_cause & ~pl.col("is_doubted")
+    is_certain = proven & only_cause & ~pl.col("is_doubted")
     armed_fits = pl.col("is_armed") & (pl.col("grade") == HELD_TO_END) & (pl.col("core_ns") >= 0)
     return (
-        pl.when(sure & ~pl.col("lossy") & pl.lit(clock_is_global))
-        .then(_lit("proof"))
-        .when(sure | (armed_fits & only_cause))
-        .then(_lit("strong"))
-        .otherwise(_lit("weak"))
+        pl.when(is_certain & ~pl.col("lossy") & pl.lit(clock_is_global))
+        .then(_category("proof"))
+        .when(is_certain | (armed_fits & only_cause))
+        .then(_category("strong"))
+        .otherwise(_category("weak"))
     )
 
 
-def _doubted(evidence: BusyEvidence, ranking: Ranking) -> pl.Series:
+def _uncertain_order(evidence: BusyEvidence, ranking: Ranking) -> pl.Series:
     """Return whether another holder is as plausible as the best, which certainly overlaps.
 
     For an SEPT entry it may be a guest, if a level was not recorded or CPU clocks may differ;
@@ -240,15 +242,15 @@ def _doubted(evidence: BusyEvidence, ranking: Ranking) -> pl.Series:
     of_entry = lock == ENTRY
     if evidence.clock_is_global:
         return (of_entry & (own.is_null() | held.is_null())).fill_null(False)
-    near = may_have_met_armed_entry(evidence.calls, pl.Series(ranking.attempts))
-    return (of_entry | ((lock == TREE) & near)).fill_null(False)
+    may_be_armed_entry = is_near_armed_entry(evidence.calls, pl.Series(ranking.attempts))
+    return (of_entry | ((lock == TREE) & may_be_armed_entry)).fill_null(False)
 
 
 _CAUSE: Final = pl.Enum(CAUSES)
 _CONFIDENCE: Final = pl.Enum(CONFIDENCES)
 
 
-def _lit(name: str, kind: pl.Enum = _CONFIDENCE) -> pl.Expr:
+def _category(name: str, kind: pl.Enum = _CONFIDENCE) -> pl.Expr:
     return pl.lit(name, kind)
 
 
@@ -261,13 +263,17 @@ def _others(evidence: BusyEvidence, ranking: Ranking, answers: pl.DataFrame) -> 
     place = before - np.repeat(np.append(before, 0)[ranking.first[:-1]], n)
     shown = np.flatnonzero(is_other & (place < _MAX_OTHERS))
     rows = ranking.candidates[shown]
-    sure = pl.when(is_proven(evidence.busy.slack_ns)).then(_lit("strong")).otherwise(_lit("weak"))
-    is_armed = pl.when("is_armed").then(_lit("armed_entry", _CAUSE))
+    confidence = (
+        pl.when(is_proven(evidence.busy.slack_ns))
+        .then(_category("strong"))
+        .otherwise(_category("weak"))
+    )
+    is_armed = pl.when("is_armed").then(_category("armed_entry", _CAUSE))
     return rows.select(
         row="attempt",
         rank=pl.Series(place[shown] + 2, dtype=pl.UInt32),
-        cause=is_armed.otherwise(_lit("host_conflict", _CAUSE)),
-        confidence=sure,
+        cause=is_armed.otherwise(_category("host_conflict", _CAUSE)),
+        confidence=confidence,
         holder="holder",
         overlap_ns="overlap_ns",
         n_tied=pl.lit(1, pl.UInt32),
@@ -299,9 +305,18 @@ def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
     holder = {
         f"holder_{name}": of(name, "holder") for name in ("seq", "leaf", "tid", "td_id", "vp_id")
     }
-    kept = ("rank", "cause", "confidence", "n_tied", "overlap_ns", "rule", "lacks", "advice")
+    answer_columns = (
+        "rank",
+        "cause",
+        "confidence",
+        "n_tied",
+        "overlap_ns",
+        "rule",
+        "lacks",
+        "advice",
+    )
     query = rows.lazy().select(
-        *kept,
+        *answer_columns,
         source=pl.lit(evidence.source, pl.UInt16),
         **attempt,
         **holder,

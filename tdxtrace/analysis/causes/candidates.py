@@ -21,7 +21,7 @@ from tdxtrace.analysis.loops.arming import (
     MOVED,
     NOT_ENTERED,
     REFUSED,
-    STOOD,
+    UNMOVED,
     grade_armed_entries,
 )
 from tdxtrace.analysis.loops.ranking import (
@@ -134,7 +134,7 @@ def _candidates_of_lock(
     busy: BusyAttempts, table: LockConflicts, attempts: pl.DataFrame, latency: Times
 ) -> pl.DataFrame:
     lock, calls = table.lock, busy.calls
-    wanted = attempts["row"].to_numpy()
+    attempt_rows = attempts["row"].to_numpy()
     holding = table.holders(attempts["leaf"].unique().to_numpy().astype(np.intp), busy.mask)
     leaf = calls["leaf"].to_numpy()
     rows = np.flatnonzero(holding[leaf])
@@ -143,15 +143,15 @@ def _candidates_of_lock(
         is_entry = leaf[rows] == VP_ENTER
         rows, grade = _add_armed_entries(calls, rows[~is_entry])
     grade = _grades(calls, lock, rows, grade)
-    kept = grade <= BOUNDS_UNKNOWN
-    rows, grade = rows[kept], grade[kept]
+    is_candidate = grade <= BOUNDS_UNKNOWN
+    rows, grade = rows[is_candidate], grade[is_candidate]
     of_row = np.zeros(calls.height, np.uint8)
     of_row[rows] = grade
     begins, ends = (calls[name].to_numpy() for name in ("begins", "ends"))
     held_until = ends
     if conflicts.is_released_before_guest(lock):
         held_until = np.where(leaf == VP_ENTER, np.minimum(ends, begins + busy.entry_ns), ends)
-    attempt, holder = _pairs(busy, table, wanted, rows, held_until)
+    attempt, holder = _pairs(busy, table, attempt_rows, rows, held_until)
     start, end = begins[attempt], ends[attempt]
     held_from, held_to = begins[holder], held_until[holder]
     own, other = np.minimum(latency[attempt], (end - start) // 2), latency[holder]
@@ -174,8 +174,8 @@ def _add_armed_entries(calls: pl.DataFrame, others: Index) -> tuple[Index, NDArr
     """Return candidate holders of the tree, and grades: ``others`` and entries that were armed."""
     entries = armed_entries(calls)
     rows = np.concatenate([others, entries["row"].to_numpy().astype(np.intp)])
-    whole = np.full(len(others), HELD_TO_END, np.uint8)
-    return rows, np.concatenate([whole, entries["armed"].to_numpy()])
+    held_to_end = np.full(len(others), HELD_TO_END, np.uint8)
+    return rows, np.concatenate([held_to_end, entries["armed"].to_numpy()])
 
 
 _NOT_HELD: Final = BOUNDS_UNKNOWN + 1
@@ -190,13 +190,15 @@ def _grades(
         never=is_refused_before(lock, pl.lit(status)).fill_null(False),
         busy=word.is_busy(pl.lit(status)).fill_null(False),
     )
-    never, busy = (column.to_numpy() for column in frame)
+    is_never_held, busy = (column.to_numpy() for column in frame)
     known = calls["certain"].to_numpy()[rows]
     held = np.where(known, grade, np.maximum(grade, BOUNDS_UNKNOWN)).astype(np.uint8)
     refused = np.flatnonzero(busy)
-    brief = _held_before(lock, calls["leaf"].to_numpy()[rows[refused]], status.gather(refused))
-    held[refused] = np.where(brief, np.maximum(held[refused], HELD_BRIEFLY), _NOT_HELD)
-    held[never] = _NOT_HELD
+    is_held_briefly = _held_before(
+        lock, calls["leaf"].to_numpy()[rows[refused]], status.gather(refused)
+    )
+    held[refused] = np.where(is_held_briefly, np.maximum(held[refused], HELD_BRIEFLY), _NOT_HELD)
+    held[is_never_held] = _NOT_HELD
     return held
 
 
@@ -244,7 +246,7 @@ def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) ->
 _LATENCY_QUANTILE: Final = 0.1
 
 
-def may_have_met() -> pl.Expr:
+def may_have_held_lock() -> pl.Expr:
     """Return whether a candidate may have held the lock when the attempt tried it.
 
     True if the locked sections overlap according to :func:`min_lock_latency`, or if the gap between
@@ -270,7 +272,7 @@ def _pairs(
         Intervals(begins, ends, wanted_key, wanted, threads, leaf),
         Intervals(begins, held_until, held_key, held, threads, leaf),
         busy.slack_ns,
-        may_meet=table.masks & np.uint8(busy.mask),
+        may_conflict=table.masks & np.uint8(busy.mask),
     )
     same = keys.is_same_resource(calls, table, attempt, holder)
     return (attempt, holder) if same.all() else (attempt[same], holder[same])
@@ -321,12 +323,12 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
         .when(reason.is_not_null() & ~reason.is_in(exits_without_progress()))
         .then(MOVED)
         .when(exited)
-        .then(STOOD)
+        .then(UNMOVED)
         .when(word.is_busy_on(status, word.TDX_OPERAND_ID_SEPT))
         .then(REFUSED)
         .otherwise(NOT_ENTERED)
     )
-    what = pl.select(kind.cast(pl.UInt8)).to_series().to_numpy()
+    event_kinds = pl.select(kind.cast(pl.UInt8)).to_series().to_numpy()
     tids = calls["tid"].gather(rows).fill_null(-1)
     threads = tids.unique().sort().to_numpy()
     thread = np.searchsorted(threads, tids.to_numpy()).astype(np.int32)
@@ -334,9 +336,9 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     n_runs = len(rows) + len(threads)
     scratch = np.empty((3, len(threads)), np.int32), np.zeros(n_runs, np.bool_)
     run = choose(len(rows) * _BYTES_PER_ENTRY)
-    run(grade_armed_entries)(*read_only(thread, what), ARMED_AFTER, *scratch, armed)
-    kept = armed <= ARMED_UNKNOWN
-    columns = {"row": rows[kept], "armed": armed[kept]}
+    run(grade_armed_entries)(*read_only(thread, event_kinds), ARMED_AFTER, *scratch, armed)
+    may_be_armed = armed <= ARMED_UNKNOWN
+    columns = {"row": rows[may_be_armed], "armed": armed[may_be_armed]}
     return pl.DataFrame(columns, schema_overrides={"row": pl.UInt32})
 
 

@@ -10,7 +10,7 @@ from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.trace import DRIFT_NS
 
 
-def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
+def is_near_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
     """Return whether each attempt may coincide with an entry armed by zero-step mitigation.
 
     Evidence: an entry of the attempt's TD that may hold the SEPT tree, belongs to a run in which
@@ -32,8 +32,8 @@ def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
     """
     if not (calls["leaf"] == VP_ENTER).any():
         return pl.repeat(True, len(rows), eager=True)
-    shown = armed_entries(calls).filter(pl.col("armed") < ARMED_UNKNOWN)["row"]
-    armed = calls.select("td_id", "begins")[shown].sort("begins")
+    armed_rows = armed_entries(calls).filter(pl.col("armed") < ARMED_UNKNOWN)["row"]
+    armed = calls.select("td_id", "begins")[armed_rows].sort("begins")
     if armed["td_id"].null_count():
         return pl.repeat(True, len(rows), eager=True)
     attempts = calls.select("td_id", "begins")[rows].with_row_index("place")
@@ -45,5 +45,5 @@ def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
         tolerance=DRIFT_NS,
         check_sortedness=False,
     )
-    met = pl.col("armed_ns").is_not_null() | pl.col("td_id").is_null()
-    return nearest.sort("place").select(met).to_series()
+    is_near = pl.col("armed_ns").is_not_null() | pl.col("td_id").is_null()
+    return nearest.sort("place").select(is_near).to_series()

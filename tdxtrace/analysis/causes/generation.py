@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.causes.candidates import BusyAttempts, may_have_met
+from tdxtrace.analysis.causes.candidates import BusyAttempts, may_have_held_lock
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, GENERATIONS, TREE, mask_of
 from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN
 from tdxtrace.analysis.threads import VP_ENTER
@@ -123,10 +123,10 @@ def _generations_without_holder(
 ) -> int:
     """Return the generations in which too many attempts on the tree have no holder."""
     masks = _explaining_generations(busy, possible_holders, is_lossy)
-    some = masks.filter(masks > 0)
+    nonzero = masks.filter(masks > 0)
     ruled_out = 0
     for name in GENERATIONS:
-        if _is_too_many(int(((some & mask_of(name)) == 0).sum()), len(some)):
+        if _is_too_many(int(((nonzero & mask_of(name)) == 0).sum()), len(nonzero)):
             ruled_out |= mask_of(name)
     return ruled_out
 
@@ -146,7 +146,7 @@ def _explaining_generations(
     attempts = flags.filter(~pl.col("lossy") & pl.col("sure")).select("row")
     # A call that overlaps only while it enters or leaves the module held no lock then.
     within_clock = pl.col("core_ns") >= -2 * busy.slack_ns
-    plausible = within_clock | may_have_met() | (pl.col("grade") == BOUNDS_UNKNOWN)
+    plausible = within_clock | may_have_held_lock() | (pl.col("grade") == BOUNDS_UNKNOWN)
     found = possible_holders.filter((pl.col("lock") == TREE) & plausible).select("attempt", "mask")
     attempt, mask = (column.to_numpy() for column in found)
     masks = np.zeros(busy.calls.height, np.uint8)

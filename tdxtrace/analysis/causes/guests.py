@@ -63,13 +63,13 @@ def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
         .collect()
     )
     entries = calls.join(on_entry, on="row", how="semi").select(key).unique()
-    near = (
+    nearby = (
         calls.join(entries, on=key, how="semi")
         .with_columns(longest=longest_guest_ns(), took=may_have_taken_entry())
         .join(on_entry, on="row", how="left")
     )
     tried = pl.col("mask").is_not_null()
-    runs = near.filter(tried | pl.col("took")).sort(*key, "begins", "row")
+    runs = nearby.filter(tried | pl.col("took")).sort(*key, "begins", "row")
     runs = runs.with_columns(run=pl.col("took").cast(pl.UInt32).cum_sum().over(key)).filter(tried)
     first_end = pl.col("ends").first().over(*key, "run")
     is_late = (pl.col("begins") > first_end + pl.col("longest")).any().over(*key, "run")
@@ -114,15 +114,15 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
         .join(on_entry, on="row", how="semi")
         .join(doubtful, left_on="row", right_on="attempt", how="anti")["row"]
     )
-    late = tries.select("row", "is_late")
+    is_late_by_row = tries.select("row", "is_late")
     flags = pl.DataFrame({"row": rows, "lossy": evidence.lossy.gather(rows)}).with_columns(
         calls.select("start_ns", "td_id", "gpa")[rows]
     )
     first, last = evidence.observed_interval
     observed = pl.col("start_ns").is_between(first, last)
     rows = flags.filter(~pl.col("lossy"), observed).drop_nulls()["row"]
-    seen = evidence.leaves
-    if len(seen & {*_INSTALLS, *_ZAPS}) < _MIN_LEAVES_PROBED:
+    recorded_leaves = evidence.leaves
+    if len(recorded_leaves & {*_INSTALLS, *_ZAPS}) < _MIN_LEAVES_PROBED:
         rows = rows.clear()
     inside = guests_inside(calls, rows, busy.slack_ns).sort(
         "attempt", -pl.col("overlap_ns"), "holder"
@@ -130,7 +130,7 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
     best = inside.group_by("attempt", maintain_order=True).agg(
         pl.col("holder", "overlap_ns").first(), n_inside=pl.len().cast(pl.UInt32)
     )
-    if VP_ENTER not in seen:
+    if VP_ENTER not in recorded_leaves:
         unseen = pl.DataFrame({"row": rows}, schema={"row": pl.UInt32})
         best = unseen.with_columns(
             holder=pl.lit(None, pl.UInt32),
@@ -140,9 +140,9 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
         )
     else:
         best = best.rename({"attempt": "row"}).with_columns(is_inside=pl.lit(True))
-    return best.join(late, on="row", how="left", maintain_order="left")
+    return best.join(is_late_by_row, on="row", how="left", maintain_order="left")
 
 
-def shows_other_holders(seen: frozenset[int]) -> bool:
+def shows_other_holders(recorded_leaves: frozenset[int]) -> bool:
     """Return whether both installs and zaps, the alternatives to a guest, were recorded."""
-    return bool(seen & set(_ZAPS)) and bool(seen & set(_INSTALLS))
+    return bool(recorded_leaves & set(_ZAPS)) and bool(recorded_leaves & set(_INSTALLS))

@@ -26,10 +26,10 @@ _REQUEST: Final = ("tid", "leaf", "td_id", "gpa", "level")
 # Time after which a retry loop has tried again and a vCPU that a timer interrupted runs again: a
 # scheduler slice lasts 2.8 ms on 8 CPUs and more (Linux 6.16 kernel/sched/fair.c,
 # sysctl_sched_base_slice).  Inferred; an upper bound.
-_GOES_ON_NS: Final = 4_000_000
+_MIN_CONTINUATION_NS: Final = 4_000_000
 
 
-def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
+def track_without_kick(evidence: RuleEvidence) -> pl.DataFrame:
     """Find TRACKs that were busy because a vCPU stayed inside since before the previous TRACK.
 
     Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last earlier TRACK of that TD that succeeded, and a
@@ -46,32 +46,34 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: a vCPU that entered during or after the earlier TRACK, and so belongs
     to the newer epoch; it may stay inside for any time.
     """
-    calls = seen.numbered("td_id", "leaf", "status", "begins", "ends")
+    calls = evidence.numbered("td_id", "leaf", "status", "begins", "ends")
     tracks = calls.filter(pl.col("leaf") == _TRACK, pl.col("td_id").is_not_null())
-    late = tracks.filter(
+    late_tracks = tracks.filter(
         word.status_code(pl.col("status")) == word.TDX_PREVIOUS_TLB_EPOCH_BUSY
     ).sort("begins")
-    if late.is_empty():
+    if late_tracks.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
     done = tracks.filter(pl.col("status") == 0).select(
         "td_id", "begins", tracked="begins", tracked_until="ends"
     )
-    since = late.join_asof(
+    since = late_tracks.join_asof(
         done.sort("begins"), on="begins", by="td_id", check_sortedness=False
     ).filter(pl.col("tracked").is_not_null())
-    inside = overlapping_entries(seen, since, "begins").filter(
-        pl.col("exited") > pl.col("begins") + seen.slack_ns
+    inside = overlapping_entries(evidence, since, "begins").filter(
+        pl.col("exited") > pl.col("begins") + evidence.slack_ns
     )
-    early = inside.filter("whole", pl.col("entered") + seen.entry_ns <= pl.col("tracked"))
+    entered_before = inside.filter(
+        "whole", pl.col("entered") + evidence.entry_ns <= pl.col("tracked")
+    )
     # If any vCPU was inside, the last to leave was: the kernel records an exit after it returned.
-    latest = early.sort("row", "exited", "evidence", descending=[False, True, False])
-    confidence = "proof" if seen.clock_is_global else "strong"
-    possible = inside.filter(pl.col("entered") < pl.col("tracked_until") + seen.slack_ns)
+    latest = entered_before.sort("row", "exited", "evidence", descending=[False, True, False])
+    confidence = "proof" if evidence.clock_is_global else "strong"
+    possible = inside.filter(pl.col("entered") < pl.col("tracked_until") + evidence.slack_ns)
     only = possible.filter(
         "whole",
         pl.len().over("row") == 1,
-        pl.col("entered") + seen.slack_ns < pl.col("tracked"),
-    ).join(early, on="row", how="anti")
+        pl.col("entered") + evidence.slack_ns < pl.col("tracked"),
+    ).join(entered_before, on="row", how="anti")
     return pl.concat(
         [
             broken_calls(latest, "track_without_kick", confidence),
@@ -80,7 +82,7 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
     )
 
 
-def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
+def busy_after_kick(evidence: RuleEvidence) -> pl.DataFrame:
     """Find BLOCKs, TRACKs and REMOVEs that were still busy after every vCPU was kicked out.
 
     Mainline makes exactly two calls.  Between them it kicks all vCPUs and keeps them out; if
@@ -90,7 +92,7 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
     every entry of that TD that lasted beyond the first answer ended by an external interrupt
     before the second call; the TD has no later entry, and no thread makes the same call later;
     no host call can have held the lock.  The evidence is strong if the recording continues for
-    _GOES_ON_NS and for at least as long as the two calls took; otherwise it is weak.
+    _MIN_CONTINUATION_NS and for at least as long as the two calls took; otherwise it is weak.
 
     Absence: if events may be lost between the two calls, or entries belong to an unknown TD,
     nothing is reported.  If the entries of a vCPU were not probed, its kick is not visible.
@@ -99,21 +101,23 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
     lock or while a timer interrupts the guest.  The loop continues after two tries, or the VM
     continues after the loop, or the recording ends there.
     """
-    pairs = _pairs_of_busy_calls(seen)
+    pairs = _pairs_of_busy_calls(evidence)
     if pairs.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
-    held = seen.possible_holders.select(row="attempt").unique()
-    pairs = seen.lossless(pairs.join(held, on="row", how="anti"), "first_begins", "ends")
-    pairs = _not_tried_again(seen, pairs)
-    pairs = pairs.join(_last_exits(seen), on="td_id", how="left").filter(
+    attempts_with_holder = evidence.possible_holders.select(row="attempt").unique()
+    pairs = evidence.without_losses(
+        pairs.join(attempts_with_holder, on="row", how="anti"), "first_begins", "ends"
+    )
+    pairs = _not_tried_again(evidence, pairs)
+    pairs = pairs.join(_last_exits(evidence), on="td_id", how="left").filter(
         (pl.col("last_exit") <= pl.col("begins")).fill_null(False)
     )
-    if pairs.is_empty() or _may_have_other_entries(seen, pairs):
+    if pairs.is_empty() or _may_have_other_entries(evidence, pairs):
         return pl.DataFrame(schema=BROKEN_CALLS)
-    outlived = pl.col("exited") > pl.col("first_ends") - seen.slack_ns
+    ended_later = pl.col("exited") > pl.col("first_ends") - evidence.slack_ns
     kicked = (
-        overlapping_entries(seen, pairs, "first_begins")
-        .filter(outlived)
+        overlapping_entries(evidence, pairs, "first_begins")
+        .filter(ended_later)
         .group_by("row", "first", "goes_on")
         .agg(
             was_inside=(pl.col("whole") & (pl.col("entered") < pl.col("first_ends"))).any(),
@@ -123,14 +127,14 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
         .sort("row")
     )
     kicked = kicked.rename({"first": "evidence"})
-    sure = broken_calls(kicked.filter("goes_on"), "busy_after_kick", "strong")
+    certain = broken_calls(kicked.filter("goes_on"), "busy_after_kick", "strong")
     at_the_end = broken_calls(kicked.filter(~pl.col("goes_on")), "busy_after_kick", "weak")
-    return pl.concat([sure, at_the_end])
+    return pl.concat([certain, at_the_end])
 
 
-def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
+def _pairs_of_busy_calls(evidence: RuleEvidence) -> pl.DataFrame:
     """Return the second of exactly two busy calls of a request, with row and times of the first."""
-    calls = seen.numbered(*_REQUEST, "status", "begins", "ends", "certain").filter(
+    calls = evidence.numbered(*_REQUEST, "status", "begins", "ends", "certain").filter(
         pl.col("tid").is_not_null(), ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES))
     )
     is_busy = word.is_busy(pl.col("status")).fill_null(False)
@@ -158,30 +162,32 @@ def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
     )
 
 
-def _not_tried_again(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
+def _not_tried_again(evidence: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
     """Return the pairs whose request is not made later, with goes_on: the recording continues."""
-    wanted = [name for name in _REQUEST if name != "tid"]
+    request_columns = [name for name in _REQUEST if name != "tid"]
     last = (
-        seen.calls.join(pairs.select(wanted), on=wanted, how="semi", nulls_equal=True)
-        .group_by(wanted)
+        evidence.calls.join(
+            pairs.select(request_columns), on=request_columns, how="semi", nulls_equal=True
+        )
+        .group_by(request_columns)
         .agg(last_try=pl.col("begins").max())
     )
-    kept = pairs.join(last, on=wanted, how="left", nulls_equal=True).filter(
+    not_repeated = pairs.join(last, on=request_columns, how="left", nulls_equal=True).filter(
         pl.col("last_try") <= pl.col("begins")
     )
-    took = pl.max_horizontal(pl.col("ends") - pl.col("first_begins"), _GOES_ON_NS)
-    ends = seen.calls.select(pl.max_horizontal("begins", "ends").max()).item()
-    return kept.with_columns(goes_on=pl.col("ends") + took <= ends)
+    took = pl.max_horizontal(pl.col("ends") - pl.col("first_begins"), _MIN_CONTINUATION_NS)
+    ends = evidence.calls.select(pl.max_horizontal("begins", "ends").max()).item()
+    return not_repeated.with_columns(goes_on=pl.col("ends") + took <= ends)
 
 
-def _last_exits(seen: RuleEvidence) -> pl.DataFrame:
+def _last_exits(evidence: RuleEvidence) -> pl.DataFrame:
     """Return the end of the last entry of each TD: columns td_id and last_exit (ns)."""
-    entries = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null())
+    entries = evidence.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null())
     return entries.group_by("td_id").agg(last_exit=pl.col("ends").max())
 
 
-def _may_have_other_entries(seen: RuleEvidence, pairs: pl.DataFrame) -> bool:
+def _may_have_other_entries(evidence: RuleEvidence, pairs: pl.DataFrame) -> bool:
     """Return whether any entry of an unknown TD may overlap one of the pairs."""
-    unknown = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_null())
+    unknown = evidence.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_null())
     last = unknown["ends"].max()
     return last is not None and bool((pairs["first_begins"] <= last).any())

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.causes.clock_drift import may_have_met_armed_entry
+from tdxtrace.analysis.causes.clock_drift import is_near_armed_entry
 from tdxtrace.analysis.causes.conflicts import TREE
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
 from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
@@ -29,7 +29,7 @@ def excluded(leaf: pl.Expr, other: pl.Expr) -> pl.Expr:
     return both & (leaf.is_in(ZAPS) | other.is_in(ZAPS))
 
 
-def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
+def mmu_lock_excludes(evidence: RuleEvidence) -> pl.DataFrame:
     """Find BLOCKs, TRACKs and REMOVEs that overlap each other, or an AUG or SEPT.ADD.
 
     KVM holds mmu_lock for writing during BLOCK, TRACK and REMOVE (zaps), and for reading during
@@ -49,36 +49,36 @@ def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; an AUG
     on a CPU whose clock is a few microseconds ahead; an AUG for another TD; two faults at once.
     """
-    rows = _under_lock(seen)
-    pairs = _overlaps(seen, rows)
+    rows = _under_lock(evidence)
+    pairs = _overlaps(evidence, rows)
     if pairs.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
-    if not seen.clock_is_global:
-        pairs = _found_by_module(seen, pairs)
+    if not evidence.clock_is_global:
+        pairs = _found_by_module(evidence, pairs)
     best = pairs.sort("row", "evidence").unique("row", keep="first", maintain_order=True)
-    return broken_calls(best, EXCLUDES, "proof" if seen.clock_is_global else "strong")
+    return broken_calls(best, EXCLUDES, "proof" if evidence.clock_is_global else "strong")
 
 
-def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
+def _under_lock(evidence: RuleEvidence) -> pl.DataFrame:
     """Return the calls that KVM makes under mmu_lock and whose time, thread and TD are certain."""
-    rows = seen.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends").filter(
+    rows = evidence.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends").filter(
         pl.col("leaf").is_in([*FAULTS, *ZAPS]), pl.col("td_certain"), pl.col("tid").is_not_null()
     )
-    whole = seen.is_whole(rows["row"].to_numpy().astype(np.intp))
+    whole = evidence.is_whole(rows["row"].to_numpy().astype(np.intp))
     rows = rows.filter(pl.Series(whole, dtype=pl.Boolean))
     tds = rows.select("td_id").unique().with_row_index("key")
     return rows.join(tds, on="td_id", maintain_order="left")
 
 
-def _overlaps(seen: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
+def _overlaps(evidence: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
     """Return pairs that certainly overlap: row (the call that begins later) and evidence."""
     zaps = rows.filter(pl.col("leaf").is_in(ZAPS))
     i, j = overlapping_pairs(_intervals(zaps), _intervals(rows))
     zap, other = zaps["row"].to_numpy()[i], rows["row"].to_numpy()[j]
     of_two = zaps["tid"].to_numpy()[i] != rows["tid"].to_numpy()[j]
-    sure = of_two & seen.surely_overlap(zap, other)
-    zap, other = zap[sure], other[sure]
-    begins = seen.calls["begins"].to_numpy()
+    certain_pairs = of_two & evidence.certainly_overlap(zap, other)
+    zap, other = zap[certain_pairs], other[certain_pairs]
+    begins = evidence.calls["begins"].to_numpy()
     is_later = (begins[zap] > begins[other]) | ((begins[zap] == begins[other]) & (zap > other))
     return pl.DataFrame(
         {"row": np.where(is_later, zap, other), "evidence": np.where(is_later, other, zap)},
@@ -90,20 +90,20 @@ def _intervals(rows: pl.DataFrame) -> Intervals:
     return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("begins", "ends", "key")))
 
 
-def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
+def _found_by_module(evidence: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
     """Return pairs of a call that was busy on the SEPT tree and its only candidate."""
-    of_tree = seen.attempts.filter(pl.col("lock") == TREE).select(
-        attempt="row", possible=pl.col("mask") & pl.lit(seen.mask, pl.UInt8)
+    of_tree = evidence.attempts.filter(pl.col("lock") == TREE).select(
+        attempt="row", possible=pl.col("mask") & pl.lit(evidence.mask, pl.UInt8)
     )
     # The candidate must fit in every possible generation.
-    met = (
-        seen.possible_holders.filter(pl.len().over("attempt") == 1)
+    overlapping = (
+        evidence.possible_holders.filter(pl.len().over("attempt") == 1)
         .join(of_tree, on="attempt")
         .filter(pl.col("grade") < BOUNDS_UNKNOWN, pl.col("mask") == pl.col("possible"))
     )
-    met = met.filter(~may_have_met_armed_entry(seen.calls, met["attempt"]))
+    overlapping = overlapping.filter(~is_near_armed_entry(evidence.calls, overlapping["attempt"]))
     both_orders = [
-        met.select(row="attempt", evidence="holder"),
-        met.select(row="holder", evidence="attempt"),
+        overlapping.select(row="attempt", evidence="holder"),
+        overlapping.select(row="holder", evidence="attempt"),
     ]
     return pairs.join(pl.concat(both_orders), on=["row", "evidence"], how="semi")

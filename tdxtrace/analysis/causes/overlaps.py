@@ -15,7 +15,7 @@ from tdxtrace.compiler import choose
 _NO_OWNER: Final = (-1, -2)
 # Bytes that the loop reads per interval; decides whether the loop is compiled.
 _BYTES_PER_INTERVAL: Final = 40
-_MAY_MEET: Final = np.ones((1, 1), np.uint8)
+_ALL_CONFLICT: Final = np.ones((1, 1), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Intervals:
     owner: NDArray[np.int32] | None = None
     """Owner by row: intervals of one owner form no pair; None: each has its own owner."""
     kind: NDArray[np.uint16] | None = None
-    """Kind by row, an index into ``may_meet``; None: all are of kind 0."""
+    """Kind by row, an index into ``may_conflict``; None: all are of kind 0."""
 
 
 def overlapping_pairs(
@@ -41,7 +41,7 @@ def overlapping_pairs(
     held: Intervals,
     slack_ns: int = 0,
     *,
-    may_meet: NDArray[np.uint8] = _MAY_MEET,
+    may_conflict: NDArray[np.uint8] = _ALL_CONFLICT,
 ) -> tuple[Rows, Rows]:
     """Find the pairs of intervals that have the same key and overlap.
 
@@ -49,7 +49,7 @@ def overlapping_pairs(
         wanted: Intervals to find partners for.
         held: Intervals to search.
         slack_ns: Gap in ns up to which two intervals count as overlapping.
-        may_meet: Matrix by kind of the wanted and of the held interval; 0 where they form no pair.
+        may_conflict: Matrix by kind of the wanted and of the held interval; 0: they form no pair.
 
     Returns:
         Rows of ``wanted`` and of ``held``, one element per pair, in no particular order.
@@ -60,28 +60,28 @@ def overlapping_pairs(
     if not n_wanted or not n_held:
         return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
     run = choose((n_wanted + n_held) * _BYTES_PER_INTERVAL)
-    told = (*read_only(*columns, may_meet, may_meet.T), slack_ns)
-    room = 2 * n_wanted
+    inputs = (*read_only(*columns, may_conflict, may_conflict.T), slack_ns)
+    capacity = 2 * n_wanted
     while True:
-        found = np.empty(room, np.uint32), np.empty(room, np.uint32)
+        found = np.empty(capacity, np.uint32), np.empty(capacity, np.uint32)
         in_flight = (
             *(np.full(n_keys, NONE, np.int32), np.empty(n_wanted, np.int32)),
             *(np.full(n_keys, NONE, np.int32), np.empty(n_held, np.int32)),
         )
-        n = run(find_overlapping)(*told, *in_flight, *found)
-        if n <= room:
+        n = run(find_overlapping)(*inputs, *in_flight, *found)
+        if n <= capacity:
             return found[0][:n], found[1][:n]
-        room = n
+        capacity = n
 
 
-def _columns(of: Intervals, no_owner: int) -> tuple[NDArray[Any], ...]:
+def _columns(intervals: Intervals, no_owner: int) -> tuple[NDArray[Any], ...]:
     """Return the loop's inputs: rows by start and their keys; start, end, owner, kind by row."""
-    n = len(of.start)
-    rows = np.argsort(of.start, kind="stable") if of.rows is None else of.rows
-    key = of.key[rows] if of.rows is None else of.key
+    n = len(intervals.start)
+    rows = np.argsort(intervals.start, kind="stable") if intervals.rows is None else intervals.rows
+    key = intervals.key[rows] if intervals.rows is None else intervals.key
     keyed = key >= 0
     if not keyed.all():
         rows, key = rows[keyed], key[keyed]
-    owner = np.broadcast_to(np.int32(no_owner), n) if of.owner is None else of.owner
-    kind = np.zeros(n, np.uint16) if of.kind is None else of.kind
-    return rows.astype(np.uint32), key.astype(np.int32), of.start, of.end, owner, kind
+    owner = np.broadcast_to(np.int32(no_owner), n) if intervals.owner is None else intervals.owner
+    kind = np.zeros(n, np.uint16) if intervals.kind is None else intervals.kind
+    return rows.astype(np.uint32), key.astype(np.int32), intervals.start, intervals.end, owner, kind

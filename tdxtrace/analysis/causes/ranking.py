@@ -46,10 +46,10 @@ class Ranking:
     @property
     def best(self) -> pl.DataFrame:
         """Best candidate of each attempt, null if it has none; without the column attempt."""
-        some = self.first[1:] > self.first[:-1]
+        has_candidate = self.first[1:] > self.first[:-1]
         at = pl.Series(self.first[:-1]).cast(pl.UInt32)
         columns = self.candidates.drop("attempt")
-        return columns[at.zip_with(pl.Series(some), pl.repeat(None, len(at), eager=True))]
+        return columns[at.zip_with(pl.Series(has_candidate), pl.repeat(None, len(at), eager=True))]
 
 
 def rank_candidates(evidence: BusyEvidence) -> Ranking:
@@ -119,5 +119,5 @@ def is_proven(slack_ns: int) -> pl.Expr:
 
     Never true for an armed entry: the trace does not show when it released the tree.
     """
-    held = (pl.col("core_ns") >= slack_ns) & (pl.col("grade") == HELD_TO_END)
-    return held & ~pl.col("is_armed")
+    is_held_throughout = (pl.col("core_ns") >= slack_ns) & (pl.col("grade") == HELD_TO_END)
+    return is_held_throughout & ~pl.col("is_armed")

@@ -48,16 +48,16 @@ class RuleEvidence:
         """Return columns of ``calls`` with ``row``, the row number."""
         return self.calls.select(*columns).with_row_index("row")
 
-    def surely_overlap(self, one: Index, other: Index) -> Flags:
+    def certainly_overlap(self, one: Index, other: Index) -> Flags:
         """Return whether pairs of rows of ``calls`` overlap, however the clock was rounded.
 
         Each call must begin before the other ends by more than the resolution.  The length of the
         overlap does not matter: a call of zero length inside another one overlaps it.
         """
         begins, ends = (self.calls[name].to_numpy() for name in ("begins", "ends"))
-        apart = np.minimum(ends[one] - begins[other], ends[other] - begins[one])
-        sure: Flags = apart > self.slack_ns
-        return sure
+        overlap_ns = np.minimum(ends[one] - begins[other], ends[other] - begins[one])
+        is_certain: Flags = overlap_ns > self.slack_ns
+        return is_certain
 
     def is_whole(self, rows: Index) -> Flags:
         """Return whether rows of ``calls`` have a recorded begin and end and no loss between.
@@ -68,7 +68,7 @@ class RuleEvidence:
         certain: Flags = self.calls["certain"].to_numpy()[rows]
         return certain & ~self.may_miss(begins, ends)
 
-    def lossless(self, rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
+    def without_losses(self, rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
         """Return the rows without a loss between their columns ``first`` and ``last`` (ns)."""
         lost = self.may_miss(rows[first].to_numpy(), rows[last].to_numpy())
         return rows.filter(~pl.Series(lost, dtype=pl.Boolean))
@@ -90,23 +90,25 @@ def broken_calls(rows: pl.DataFrame, rule: str, confidence: str = "proof") -> pl
     )
 
 
-def overlapping_entries(seen: RuleEvidence, wanted: pl.DataFrame, first: str) -> pl.DataFrame:
+def overlapping_entries(
+    evidence: RuleEvidence, intervals: pl.DataFrame, first: str
+) -> pl.DataFrame:
     """Return the vCPU entries of each wanted row's TD that overlap the row's interval.
 
     Args:
-        seen: The calls.
-        wanted: Columns td_id, ``first`` and ends (ns), the bounds of the interval.
+        evidence: The calls.
+        intervals: Columns td_id, ``first`` and ends (ns), the bounds of the interval.
         first: Name of the column with the start of the interval.
 
     Returns:
-        The columns of ``wanted`` and evidence (row of the entry), entered, exited (ns), forced
+        The columns of ``intervals`` and evidence (row of the entry), entered, exited (ns), forced
         (an external interrupt ended it), whole (begin and end were recorded without a loss
         between; otherwise the return may belong to a later entry), one row per pair.
     """
-    entries = seen.numbered("td_id", "leaf", "status", "begins", "ends").filter(
+    entries = evidence.numbered("td_id", "leaf", "status", "begins", "ends").filter(
         pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null()
     )
-    whole = seen.is_whole(entries["row"].to_numpy().astype(np.intp))
+    whole = evidence.is_whole(entries["row"].to_numpy().astype(np.intp))
     entries = entries.with_columns(whole=pl.Series(whole, dtype=pl.Boolean)).select(
         "td_id",
         "whole",
@@ -115,11 +117,15 @@ def overlapping_entries(seen: RuleEvidence, wanted: pl.DataFrame, first: str) ->
         exited="ends",
         forced=(pl.col("status") == exit_reason_number("EXTERNAL_INTERRUPT")).fill_null(False),
     )
-    tds = wanted.select("td_id").unique().with_row_index("key")
-    wanted = wanted.join(tds, on="td_id").sort(first)
-    held = entries.join(tds, on="td_id").sort("entered")
-    i, j = overlapping_pairs(_spans(wanted, first, "ends"), _spans(held, "entered", "exited"))
-    return pl.concat([wanted.drop("key")[i], held.drop("td_id", "key")[j]], how="horizontal")
+    tds = intervals.select("td_id").unique().with_row_index("key")
+    intervals = intervals.join(tds, on="td_id").sort(first)
+    entries_by_td = entries.join(tds, on="td_id").sort("entered")
+    i, j = overlapping_pairs(
+        _spans(intervals, first, "ends"), _spans(entries_by_td, "entered", "exited")
+    )
+    return pl.concat(
+        [intervals.drop("key")[i], entries_by_td.drop("td_id", "key")[j]], how="horizontal"
+    )
 
 
 def _spans(rows: pl.DataFrame, first: str, last: str) -> Intervals:

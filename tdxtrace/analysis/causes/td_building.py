@@ -22,7 +22,7 @@ _TD_SCOPES: Final = ("td", "vcpu", "entry")
 _SEAMCALL: Final = "seamcall"
 
 
-def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
+def busy_before_finalize(evidence: RuleEvidence) -> pl.DataFrame:
     """Find attempts that were busy on a lock of their own TD while that TD was built.
 
     Evidence: the TD's creation before the attempt and its TDH.MR.FINALIZE after it (proof).
@@ -36,16 +36,16 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: INIT is recorded, FINALIZE is not probed; an AUG succeeds, and a
     later AUG is busy.  An operand id that may mean a page, whose 2M range TDs share.
     """
-    leaves = set(seen.calls["leaf"].unique())
+    leaves = set(evidence.calls["leaf"].unique())
     if not leaves & {*_CREATIONS, _FINALIZE}:
         return pl.DataFrame(schema=BROKEN_CALLS)
     of_td = pl.col("scope").is_in(_TD_SCOPES).fill_null(False).all().over("row")
-    rows = seen.attempts.filter(of_td).select("row").unique()
-    own = seen.calls.select("td_id", "leaf", at="ends")[rows["row"]].with_columns(rows["row"])
+    rows = evidence.attempts.filter(of_td).select("row").unique()
+    own = evidence.calls.select("td_id", "leaf", at="ends")[rows["row"]].with_columns(rows["row"])
     own = own.drop_nulls().sort("at")
     if own.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
-    marks = _milestones(seen.calls)
+    marks = _milestones(evidence.calls)
     before = marks.select("td_id", "at", built="kind", built_at="at", evidence="row").sort("at")
     after = marks.select("td_id", "at", next="kind", next_at="at", later="row").sort("at")
     own = own.join_asof(before, on="at", by="td_id", check_sortedness=False)
@@ -57,13 +57,13 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     begun = own.filter(created, pl.col("next").is_null(), early)
     if _FINALIZE not in leaves:
         # A probe on the function that makes every SEAMCALL records creation and FINALIZE alike.
-        begun = begun.filter(_recorded_by_seamcall(seen.calls, begun["evidence"]))
+        begun = begun.filter(_recorded_by_seamcall(evidence.calls, begun["evidence"]))
     ended = own.filter(pl.col("built").is_null(), finalized, early)
     if not leaves & set(_CREATIONS):
         ended = ended.clear()
     likely = [
-        seen.lossless(begun, "built_at", "at"),
-        seen.lossless(ended, "at", "next_at").with_columns(evidence="later"),
+        evidence.without_losses(begun, "built_at", "at"),
+        evidence.without_losses(ended, "at", "next_at").with_columns(evidence="later"),
     ]
     return pl.concat(
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FAULTED, MOVED, STOOD, REFUSED, NOT_ENTERED = range(5)
+FAULTED, MOVED, UNMOVED, REFUSED, NOT_ENTERED = range(5)
 """How an entry ended, in this order: EPT violation; exit caused by an executed instruction; other
 exit; refused as busy on the SEPT tree; did not enter, or unknown."""
 ARMED, PERHAPS_ARMED, ARMED_UNKNOWN, NOT_ARMED = range(4)
@@ -15,7 +15,7 @@ _RUN, _FAULTS, _WAS_REFUSED = range(3)
 
 def grade_armed_entries(
     thread: NDArray[np.int32],
-    what: NDArray[np.uint8],
+    kind: NDArray[np.uint8],
     armed_after: int,
     state: NDArray[np.int32],
     refused_in_run: NDArray[np.bool_],
@@ -28,7 +28,7 @@ def grade_armed_entries(
 
     Args:
         thread: Thread number of each entry, from 0; entries are in time order.
-        what: How each entry ended: FAULTED to NOT_ENTERED.
+        kind: How each entry ended: FAULTED to NOT_ENTERED.
         armed_after: Number of faults in a run after which the next entry is armed.
         state: Scratch, shape (3, number of threads): the current run, its faults, and whether the
             last entry was refused.
@@ -46,8 +46,8 @@ def grade_armed_entries(
             own = thread[row]
             run = state[_RUN, own]
             if turn == 0:
-                refused_in_run[run] |= what[row] == REFUSED
-            elif what[row] >= REFUSED:
+                refused_in_run[run] |= kind[row] == REFUSED
+            elif kind[row] >= REFUSED:
                 armed[row] = NOT_ARMED
             elif state[_WAS_REFUSED, own]:
                 armed[row] = ARMED
@@ -58,9 +58,9 @@ def grade_armed_entries(
                 armed[row] = ARMED_UNKNOWN
             else:
                 armed[row] = NOT_ARMED
-            state[_FAULTS, own] += what[row] == FAULTED
-            state[_WAS_REFUSED, own] = what[row] == REFUSED
-            if what[row] == MOVED:
+            state[_FAULTS, own] += kind[row] == FAULTED
+            state[_WAS_REFUSED, own] = kind[row] == REFUSED
+            if kind[row] == MOVED:
                 state[_RUN, own] = n_runs
                 state[_FAULTS, own] = 0
                 n_runs += 1

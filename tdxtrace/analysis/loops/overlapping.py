@@ -18,7 +18,7 @@ _Keys = NDArray[np.int32]
 _Times = NDArray[np.int64]
 _Owners = NDArray[np.int32]
 _Kinds = NDArray[np.uint16]
-_Meets = NDArray[np.uint8]
+_Matrix = NDArray[np.uint8]
 
 
 def find_overlapping(
@@ -34,8 +34,8 @@ def find_overlapping(
     held_end: _Times,
     held_owner: _Owners,
     held_kind: _Kinds,
-    may_meet: _Meets,
-    may_be_met: _Meets,
+    may_conflict: _Matrix,
+    transposed: _Matrix,
     slack_ns: int,
     newest_wanted: _Keys,
     older_wanted: _Keys,
@@ -59,9 +59,10 @@ def find_overlapping(
         held_end: As ``wanted_end``, for the held calls.
         held_owner: As ``wanted_owner``, for the held calls.
         held_kind: As ``wanted_kind``, for the held calls.
-        may_meet: Indexed by kind of the wanted call and kind of the held call: above 0 if the two
-            kinds make a pair.
-        may_be_met: As ``may_meet``, indexed by kind of the held call and kind of the wanted call.
+        may_conflict: Indexed by kind of the wanted call and kind of the held call: above 0 if the
+            two kinds make a pair.
+        transposed: As ``may_conflict``, indexed by kind of the held call and kind of the wanted
+            call.
         slack_ns: Gap in ns up to which two calls count as overlapping.
         newest_wanted: Scratch by key, NONE on input: index in ``wanted`` of the last call in
             flight.
@@ -77,9 +78,9 @@ def find_overlapping(
         other = held[j if j < len(held) else j - 1]
         if j == len(held) or (i < len(wanted) and wanted_start[row] <= held_start[other]):
             # fmt: off
-            n = _meet(
+            n = _add_pairs(
                 n, row, wanted_key[i], wanted_start, wanted_end, wanted_owner, wanted_kind,
-                held, held_start, held_end, held_owner, held_kind, may_meet, slack_ns,
+                held, held_start, held_end, held_owner, held_kind, may_conflict, slack_ns,
                 newest_held, older_held, found_wanted, found_held,
             )
             # fmt: on
@@ -88,9 +89,9 @@ def find_overlapping(
             i += 1
         else:
             # fmt: off
-            n = _meet(
+            n = _add_pairs(
                 n, other, held_key[j], held_start, held_end, held_owner, held_kind,
-                wanted, wanted_start, wanted_end, wanted_owner, wanted_kind, may_be_met, slack_ns,
+                wanted, wanted_start, wanted_end, wanted_owner, wanted_kind, transposed, slack_ns,
                 newest_wanted, older_wanted, found_held, found_wanted,
             )
             # fmt: on
@@ -100,7 +101,7 @@ def find_overlapping(
     return int(n)
 
 
-def _meet(
+def _add_pairs(
     n: np.int64,
     row: np.uint32,
     key: np.int32,
@@ -113,7 +114,7 @@ def _meet(
     other_end: _Times,
     other_owner: _Owners,
     other_kind: _Kinds,
-    may_meet: _Meets,
+    may_conflict: _Matrix,
     slack_ns: int,
     newest: _Keys,
     older: _Keys,
@@ -121,22 +122,22 @@ def _meet(
     found_other: _Rows,
 ) -> np.int64:
     """Write the pairs of a call with calls in flight of the other list; unlink ended calls."""
-    newer, place = np.int32(NONE), newest[key]
-    while place != NONE:
-        before, other = older[place], others[place]
+    newer, index = np.int32(NONE), newest[key]
+    while index != NONE:
+        previous, other = older[index], others[index]
         if other_end[other] < start[row] - slack_ns:
             if newer == NONE:
-                newest[key] = before
+                newest[key] = previous
             else:
-                older[newer] = before
+                older[newer] = previous
         else:
-            newer = place
+            newer = index
             # The clocks of CPUs differ, so a call may appear to end before it starts.
             begun = other_start[other] <= end[row] + slack_ns
             is_other = other_owner[other] != owner[row]
-            if begun and is_other and may_meet[kind[row], other_kind[other]]:
+            if begun and is_other and may_conflict[kind[row], other_kind[other]]:
                 if n < len(found):
                     found[n], found_other[n] = row, other
                 n += 1
-        place = before
+        index = previous
     return n

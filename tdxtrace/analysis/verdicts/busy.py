@@ -63,13 +63,13 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
     if rows.is_empty():
         return VERDICTS.empty()
     keys = ["source", "seq", "holder_seq"]
-    rows = rows.with_columns(apart=_kept_apart())
+    rows = rows.with_columns(apart=_is_separate())
     at = rows["apart"].arg_true()
     overlaps = left_lookup(rows.select(keys)[at], _proven_overlaps(broken), keys)
-    nowhere = pl.repeat(False, rows.height, eager=True)
-    rows = rows.with_columns(overlaps=nowhere.scatter(at, overlaps.fill_null(False)))
+    is_unused = pl.repeat(False, rows.height, eager=True)
+    rows = rows.with_columns(overlaps=is_unused.scatter(at, overlaps.fill_null(False)))
     confident = pl.col("confidence").is_in(_SURE_CONFIDENCE)
-    sure = (
+    is_certain = (
         pl.when("apart")
         .then("overlaps")
         .when(pl.col("cause").is_in(["kernel_bug", "guest"]))
@@ -77,17 +77,17 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
         .otherwise(pl.lit(True))
     )
     groups = group_findings(
-        rows.with_columns(sure=sure),
+        rows.with_columns(sure=is_certain),
         ["resource", "cause", "rule", "apart", "sure"],
         "seq",
         advice=pl.col("advice").drop_nulls().first(),
     )
-    apart = pl.when("apart").then(pl.lit(EXCLUDES))
-    groups = groups.with_columns(rule=pl.coalesce(pl.col("rule").cast(pl.String), apart))
+    is_separate = pl.when("apart").then(pl.lit(EXCLUDES))
+    groups = groups.with_columns(rule=pl.coalesce(pl.col("rule").cast(pl.String), is_separate))
     return verdict_rows(groups, "busy", "busy_causes", _verdict_columns())
 
 
-def _kept_apart() -> pl.Expr:
+def _is_separate() -> pl.Expr:
     """Return whether mmu_lock prevents the call and its holder from overlapping."""
     same_td = pl.col("td_id") == pl.col("holder_td_id")
     by_call = pl.col("cause") == "host_conflict"
@@ -99,11 +99,11 @@ def _proven_overlaps(broken: pl.DataFrame) -> pl.DataFrame:
     pairs = BROKEN_RULES.conform(broken).filter(
         pl.col("rule") == EXCLUDES, pl.col("confidence").is_in(_SURE_CONFIDENCE)
     )
-    both = [
+    rows_by_side = [
         pairs.select("source", "seq", holder_seq="evidence_seq"),
         pairs.select("source", seq="evidence_seq", holder_seq="seq"),
     ]
-    return pl.concat(both).unique().with_columns(overlaps=pl.lit(True))
+    return pl.concat(rows_by_side).unique().with_columns(overlaps=pl.lit(True))
 
 
 def _verdict_columns() -> dict[str, pl.Expr]:
@@ -115,7 +115,7 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         .otherwise(look_up("cause", _VERDICT_OF))
     )
     rule = pl.col("rule")
-    what = pl.concat_str(
+    subject = pl.concat_str(
         pl.coalesce(rule, pl.col("cause").cast(pl.String)),
         pl.lit(" of "),
         pl.col("resource").fill_null("?"),
@@ -133,7 +133,7 @@ def _verdict_columns() -> dict[str, pl.Expr]:
     )
     return {
         "verdict": verdict,
-        "what": what,
+        "what": subject,
         "sentence": sentence,
         "rule": pl.when(_is_unsure_guest())
         .then(pl.lit(_RULE_OF["unexplained"]))
@@ -182,22 +182,22 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame | pl.LazyFrame) -
     if broken.is_empty():
         return VERDICTS.empty()
     answers = BUSY_CAUSES.pick(causes, *JUDGED).filter(pl.col("rank") == 1)
-    given = answers.select("source", "seq", "rule")
+    explained = answers.select("source", "seq", "rule")
     of_busy = _proven_overlaps(broken).join(
-        answers.filter(_kept_apart()), on=["source", "seq", "holder_seq"], how="semi"
+        answers.filter(_is_separate()), on=["source", "seq", "holder_seq"], how="semi"
     )
     pair = pl.concat(
         [of_busy, of_busy.rename({"seq": "holder_seq", "holder_seq": "seq"})], how="diagonal"
     ).select("source", "seq", evidence_seq="holder_seq", rule=pl.lit(EXCLUDES, _RULE))
     rows = (
         BROKEN_RULES.conform(broken)
-        .join(given, on=["source", "seq", "rule"], how="anti")
+        .join(explained, on=["source", "seq", "rule"], how="anti")
         .join(pair, on=["source", "seq", "evidence_seq", "rule"], how="anti")
     )
     if rows.is_empty():
         return VERDICTS.empty()
-    sure = pl.col("confidence").is_in(_SURE_CONFIDENCE)
-    groups = group_findings(rows.with_columns(sure=sure), ["rule", "sure"], "seq")
+    is_certain = pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    groups = group_findings(rows.with_columns(sure=is_certain), ["rule", "sure"], "seq")
     name = pl.col("rule").cast(pl.String)
     return verdict_rows(
         groups,
@@ -224,7 +224,7 @@ def _leaf() -> pl.Expr:
     return pl.coalesce(leaf_name(pl.col("leaf")), number, pl.lit("a call"))
 
 
-def _count_of(what: str) -> pl.Expr:
+def _count_of(subject: str) -> pl.Expr:
     n = pl.col("n_rows")
-    plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
+    plural = pl.when(n == 1).then(pl.lit(f" {subject}")).otherwise(pl.lit(f" {subject}s"))
     return pl.concat_str(n.cast(pl.String), plural)

@@ -111,7 +111,7 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
     verdict, rule, reason = _verdict_rule_reason("progress", _BY_PROGRESS)
     local = pl.col("loop") == "local_retry"
     silent = pl.lit("followed by a long silence of the vCPU's thread, without SEAMCALL or entry")
-    most = pl.format("answered {} up to {} times, {}", "loop", "repeats", reason)
+    repeats_text = pl.format("answered {} up to {} times, {}", "loop", "repeats", reason)
     return verdict_rows(
         groups,
         "loop",
@@ -121,7 +121,7 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
             "what": pl.format("{}, progress {}", "loop", "progress"),
             "sentence": pl.when(local)
             .then(_sentence("fault", silent))
-            .otherwise(_sentence("request", most)),
+            .otherwise(_sentence("request", repeats_text)),
             "rule": pl.when(local).then(pl.lit("local_loop_or_off_cpu")).otherwise(rule),
             "decided_by": pl.when(local)
             .then(pl.lit(_OFF_CPU))
@@ -147,10 +147,10 @@ def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
     """
     failures = ("seamcall_failed", "vp_enter_ret", "exceeded_retries", "crashing")
     messages = KERNEL_MESSAGES.conform(messages)
-    told = messages.filter(pl.col("message").is_in(failures))
-    shown = (pl.col("message") == "warning") & pl.col("status").is_not_null()
-    warned = messages.filter(shown).join(told, on=["source", "leaf", "status"], how="anti")
-    rows = pl.concat([told, warned])
+    reported = messages.filter(pl.col("message").is_in(failures))
+    has_status = (pl.col("message") == "warning") & pl.col("status").is_not_null()
+    warned = messages.filter(has_status).join(reported, on=["source", "leaf", "status"], how="anti")
+    rows = pl.concat([reported, warned])
     if rows.is_empty():
         return VERDICTS.empty()
     rows = rows.with_columns(td_id=pl.lit(None, pl.UInt64), code=word.status_code(pl.col("status")))
@@ -167,8 +167,8 @@ def _message_columns() -> dict[str, pl.Expr]:
     name = pl.coalesce(status_name(status).str.strip_prefix("TDX_"), pl.lit("status"))
     low = word.low32(status)
     operand = pl.when(low != 0).then(pl.concat_str(pl.lit(" "), hexadecimal(low)))
-    what = pl.concat_str(name, operand.fill_null(""))
-    what = pl.when(status.is_not_null()).then(what).otherwise(message)
+    subject = pl.concat_str(name, operand.fill_null(""))
+    subject = pl.when(status.is_not_null()).then(subject).otherwise(message)
     reason = (
         pl.when(serialised)
         .then(pl.lit("the TD's or vCPU's own page was busy: KVM did not keep its calls apart"))
@@ -185,10 +185,10 @@ def _message_columns() -> dict[str, pl.Expr]:
     )
     return {
         "verdict": pl.when(serialised | order).then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
-        "what": pl.concat_str(message, pl.lit(": "), what),
+        "what": pl.concat_str(message, pl.lit(": "), subject),
         "sentence": pl.format(
             "{}, as the kernel printed {}: {}.",
-            pl.coalesce(pl.format("{} failed ({})", leaf_name(leaf), what), message),
+            pl.coalesce(pl.format("{} failed ({})", leaf_name(leaf), subject), message),
             pl.when(pl.col("n_rows") == 1)
             .then(pl.lit("once"))
             .otherwise(pl.format("{} times", "n_rows")),
@@ -223,9 +223,9 @@ def _verdict_rule_reason(
     return verdict, rule, reason
 
 
-def _sentence(what: str, reason: pl.Expr) -> pl.Expr:
+def _sentence(subject: str, reason: pl.Expr) -> pl.Expr:
     n = pl.col("n_rows")
-    plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
+    plural = pl.when(n == 1).then(pl.lit(f" {subject}")).otherwise(pl.lit(f" {subject}s"))
     leaf = pl.coalesce(leaf_name(pl.col("leaf")), pl.lit("a vCPU"))
     return pl.concat_str(
         n.cast(pl.String), plural, pl.lit(" of "), leaf, pl.lit(": "), reason, pl.lit(".")

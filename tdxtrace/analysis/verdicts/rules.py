@@ -83,10 +83,10 @@ def group_findings(rows: pl.DataFrame, by: list[str], seq: str, **more: pl.Expr)
     Returns:
         One row per group, in order of appearance: its keys, n_rows, evidence and ``more``.
     """
-    shown = pl.col(seq).drop_nulls().unique(maintain_order=True).head(_N_EVIDENCE)
+    evidence_seqs = pl.col(seq).drop_nulls().unique(maintain_order=True).head(_N_EVIDENCE)
     return rows.group_by([*_GROUP_KEY, *by], maintain_order=True).agg(
         n_rows=pl.len().cast(pl.UInt64),
-        evidence=shown.cast(pl.String).implode().list.join(" "),
+        evidence=evidence_seqs.cast(pl.String).implode().list.join(" "),
         **more,
     )
 

@@ -157,7 +157,7 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
         _first_faults(part, faults.with_columns(key=entry_key(int(str(level)))))
         for (level,), part in rounds.group_by("level", maintain_order=True)
     )
-    kept = first.sort("ts_ns").join_asof(
+    preceding = first.sort("ts_ns").join_asof(
         _refusals(episodes, entries),
         left_on="ts_ns",
         right_on="when",
@@ -167,7 +167,7 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
     )
     per_range = (
         # The call that unblocks the range holds the tree, so the vCPU is refused once more.
-        kept.filter(pl.col("when") <= pl.col("done_ns"))
+        preceding.filter(pl.col("when") <= pl.col("done_ns"))
         .group_by(ENTRY)
         .agg(n_rounds=pl.col("seq").n_unique())
     )
@@ -176,9 +176,9 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
 
 def _first_faults(rounds: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     """Return the first fault of each vCPU on the range of a round, during that round."""
-    met = faults.select(*_VCPU, "td_id", "key", "ts_ns").sort("ts_ns")
+    matching = faults.select(*_VCPU, "td_id", "key", "ts_ns").sort("ts_ns")
     return (
-        met.join_asof(
+        matching.join_asof(
             rounds,
             left_on="ts_ns",
             right_on="start_ns",
@@ -202,8 +202,8 @@ def _refusals(episodes: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
 
 
 def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
-    cause, sure = pl.col("cause").cast(pl.String), pl.col("sure")
-    is_hostile = sure & (cause == "block_churn") & (pl.col("n_rounds") >= REPEATED)
+    cause, is_certain = pl.col("cause").cast(pl.String), pl.col("sure")
+    is_hostile = is_certain & (cause == "block_churn") & (pl.col("n_rounds") >= REPEATED)
     verdict = (
         pl.when(cause.is_in(list(_EXPECTED)))
         .then(pl.lit("EXPECTED"))
@@ -212,7 +212,7 @@ def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
         .otherwise(pl.lit("UNDECIDED"))
     )
     n = pl.col("n_rows")
-    kind = pl.when(sure).then(pl.lit(" ")).otherwise(pl.lit(" suspected "))
+    kind = pl.when(is_certain).then(pl.lit(" ")).otherwise(pl.lit(" suspected "))
     plural = pl.when(n == 1).then(pl.lit("")).otherwise(pl.lit("s"))
     episodes = pl.concat_str(kind, pl.lit("zero-step episode"), plural)
     decided_by = (
@@ -226,7 +226,7 @@ def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
     )
     return {
         "verdict": verdict,
-        "what": pl.when(sure).then(cause).otherwise(cause + ", weak signs"),
+        "what": pl.when(is_certain).then(cause).otherwise(cause + ", weak signs"),
         "sentence": pl.concat_str(
             n.cast(pl.String), episodes, pl.lit(": "), _reason(generation), pl.lit(".")
         ),

@@ -50,9 +50,9 @@ def test_calls_of_one_thread_and_kinds_that_go_together_do_not_meet() -> None:
     key, rows, kind = np.zeros(2, np.int64), np.arange(2), np.array([0, 1], np.uint16)
     both = Intervals(start, end, key, rows, np.array([7, 7], np.int32), kind)
     of_two = Intervals(start, end, key, rows, np.array([7, 8], np.int32), kind)
-    may_meet = np.array([[1, 1], [0, 1]], np.uint8)
-    assert len(overlapping_pairs(both, both, may_meet=may_meet)[0]) == 0
-    i, j = overlapping_pairs(of_two, of_two, may_meet=may_meet)
+    may_conflict = np.array([[1, 1], [0, 1]], np.uint8)
+    assert len(overlapping_pairs(both, both, may_conflict=may_conflict)[0]) == 0
+    i, j = overlapping_pairs(of_two, of_two, may_conflict=may_conflict)
     assert (i.tolist(), j.tolist()) == ([0], [1])
 
 
