@@ -459,6 +459,14 @@ def test_the_seamcalls_inside_a_wrapper_stand_for_it() -> None:
     assert tdxtrace.analyze(trace).retry_chains["n_attempts"].to_list() == [3]
 
 
+def test_the_level_in_a_register_is_not_replaced_by_that_of_the_wrapper() -> None:
+    """The wrappers of Linux 7.2 number a 4K page as 1, the module as 0."""
+    text = both([(10, 0)], 0).replace("level=0", "level=1")
+    trace = read("# tracer: nop\n#\n# os release : 7.2.0\n#\n" + text)
+    columns = ("probe", "gpa", "level", "td_id")
+    assert trace.seamcalls.select(columns).rows() == [("seamcall", 0x8000_0000, 0, 0xFF110)]
+
+
 def test_a_wrapper_without_a_seamcall_inside_stays() -> None:
     text = both([(10, 0)], 0) + aug("2.000001") + aug_ret("2.000002", "ret=0x5")
     trace = read(text)

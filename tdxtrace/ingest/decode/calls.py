@@ -205,7 +205,7 @@ class Attempts:
             # Wrappers never call the P-SEAMLDR.
             wrapper[self.is_loader] = ABSENT
             is_wrapper[wrapper[wrapper >= 0]] = True
-            self._inherit(wrapper)
+            self._copy_operands(wrapper)
         unknown = (self.leaf == UNKNOWN) & ~is_wrapper
         self.dropped = is_wrapper | unknown | self.is_loader
         return [
@@ -239,16 +239,24 @@ class Attempts:
         self.run(pairing.find_returned)(*rows, self.leaf, status, after, ends_at, wrapper)
         return wrapper
 
-    def _inherit(self, wrapper: I64Array) -> None:
-        """Copy operands from wrapper calls to the SEAMCALLs inside them, replacing theirs."""
+    def _copy_operands(self, wrapper: I64Array) -> None:
+        """Copy operands from wrapper calls to the SEAMCALLs inside them.
+
+        TD, vCPU and pages replace those in registers, which are physical addresses: where only the
+        wrapper of a call was recorded, it has only the wrapper's pointers, and one TD must have one
+        name.  A level in a register stays: the module numbers 4K as 0 (Intel TDX module ABI), the
+        wrapper as its kernel does (see ``LevelBaseDetector``).
+        """
         child = np.flatnonzero(wrapper >= 0)
         parent = wrapper[child]
         for name in pairing.IN_REGISTERS if len(child) else ():
             if name in self.words:
                 value, present = self.words[name]
-                is_known_of_parent = present[parent]
-                value[child[is_known_of_parent]] = value[parent[is_known_of_parent]]
-                present[child[is_known_of_parent]] = True
+                is_copied = present[parent]
+                if name == "level":
+                    is_copied &= ~present[child]
+                value[child[is_copied]] = value[parent[is_copied]]
+                present[child[is_copied]] = True
 
     def run_kinds(self) -> loops.Bytes:
         """Return the kind of each row of :meth:`frame` for :class:`VcpuRuns`."""
