@@ -21,15 +21,15 @@ AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 SEPT_ADD: Final = parse_leaf("TDH.MEM.SEPT.ADD")[0]
 _NO_ENTRIES: Final = (
     "entries of the vCPUs were not recorded: record kvm:kvm_entry and kvm:kvm_exit, or probe "
-    "tdx_vcpu_run, to tell the guest's time from the host's"
+    "tdx_vcpu_run, to distinguish the guest's time from the host's"
 )
 _NO_TIMES: Final = (
     "starts of the calls were not recorded: probe entry and return of the wrappers "
     "(tdxtrace capture plan --level full)"
 )
 _NO_THREADS: Final = (
-    "threads of some calls were not recorded, so that it is not known how many vCPUs shared the "
-    "time: record them too (perf script -F +tid)"
+    "the threads of some calls were not recorded, so the number of vCPUs that shared the time is "
+    "unknown: record thread IDs (perf script -F +tid)"
 )
 _SLICE: Final = ("source", "td_id", "tgid", "slice")
 _TIMES: Final = ("call_ns", "retry_ns", "refused_ns", "guest_ns")

@@ -26,18 +26,18 @@ _CREATE: Final = numbers_of(["TDH.MNG.CREATE"])
 _MEASURES: Final = numbers_of(["TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND"])
 _FINALIZE: Final = numbers_of(["TDH.MR.FINALIZE"])
 _NO_MARKS: Final = (
-    "no mark of the firmware was recorded (kvm:kvm_pio): it is what lies before the first page "
-    "that a vCPU asked for"
+    "kvm:kvm_pio recorded no mark of the firmware: the phase is assumed to end at the first page "
+    "that a vCPU requested"
 )
 _NO_ENTRIES: Final = (
-    "no entry is known to be of its vCPUs, so the guest's time is not: record kvm:kvm_entry and "
-    "kvm:kvm_exit, and processes (record-tgid)"
+    "no recorded entry is known to belong to a vCPU of this TD, so the guest's time is unknown: "
+    "record kvm:kvm_entry and kvm:kvm_exit, and processes (record-tgid)"
 )
 _NO_BUILD: Final = (
-    "its build was not recorded, so firmware and accepting cannot be told from running: start "
-    "before the TD is made"
+    "the build of the TD was not recorded, so firmware, accepting and running cannot be "
+    "distinguished: start recording before the TD is created"
 )
-_NO_BEGIN: Final = "TDH.MNG.CREATE was not recorded: it may have begun before the trace"
+_NO_BEGIN: Final = "TDH.MNG.CREATE was not recorded: the build may have begun before the trace"
 _TD: Final = ("source", "td_id")
 _LENGTH: Final = pl.col("when_end") - pl.col("when")
 _PHASE: Final = pl.Enum(BOOT_PHASE_NAMES)

@@ -38,8 +38,8 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
     found, n_busy = number_answers(retryable, retried), int(retried["n_busy"].sum())
     if not found.height == n_busy == retryable.height:
         raise TableError(
-            f"retry_chains tells of {n_busy:,} busy answers, seamcalls of {retryable.height:,}, "
-            f"{found.height:,} of them in these chains: they are not of one trace"
+            f"retry_chains counts {n_busy:,} busy answers, seamcalls has {retryable.height:,}, of "
+            f"which {found.height:,} belong to these chains: the tables are from different traces"
         )
     return with_episodes(found, chains)
 

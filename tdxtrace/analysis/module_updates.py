@@ -22,11 +22,13 @@ _OF_UPDATE: Final = ("TDH.SYS.SHUTDOWN", "TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH
 # 22,000).
 _ENOUGH: Final = 10
 _FEW: Final = (
-    "{n} other events lie within the same time before and after it: too few to tell a stop of all "
-    "CPUs; record KVM's entries and SEAMCALLs while TDs run"
+    "only {n} other events were recorded in equally long intervals before and after it, too few to "
+    "show that all CPUs stopped; record KVM's entries and SEAMCALLs while TDs run"
 )
-_LOST: Final = "events were lost meanwhile: that none is seen says nothing"
-_NO_TIME: Final = "the start or end of its calls was not recorded: probe entry and return"
+_LOST: Final = (
+    "events were lost during it, so an absence of events shows nothing; use a larger buffer"
+)
+_NO_TIME: Final = "the start or end of its calls was not recorded: probe their entry and return"
 
 
 def module_updates(trace: Trace, chains: pl.DataFrame) -> pl.DataFrame:

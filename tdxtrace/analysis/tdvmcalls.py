@@ -19,9 +19,9 @@ TDCALL: Final = 77
 _REASON_BITS: Final = 0xFFFF_FFFF
 _KERNEL: Final = "TDCALL answered by KVM"
 _OTHER: Final = "TDCALL"
-_NO_USERSPACE: Final = "record kvm:kvm_userspace_exit to tell MapGPA, GetQuote and others apart"
-_NO_EXITS: Final = "record kvm:kvm_entry and kvm:kvm_exit to tell functions apart"
-_CUT: Final = "no entry of the vCPU follows: the trace ends before it was answered"
+_NO_USERSPACE: Final = "record kvm:kvm_userspace_exit to distinguish MapGPA, GetQuote and others"
+_NO_EXITS: Final = "record kvm:kvm_entry and kvm:kvm_exit to distinguish functions"
+_CUT: Final = "the trace ends before the next entry of the vCPU"
 _TORN: Final = "events were lost before the next entry of the vCPU"
 _THREAD: Final = ("source", "tid")
 

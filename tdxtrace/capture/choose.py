@@ -55,7 +55,7 @@ def kernel_to_trace(
         raise QueryError(f"not a kernel release: {one_line(release, 40)!r}; write e.g. 6.16")
     if program is not None:
         if kallsyms is not None or btf:
-            raise QueryError("--program has symbols of its own; leave --from-kallsyms, --btf out")
+            raise QueryError("--program has its own symbols; omit --from-kallsyms and --btf")
         return program_kernel(program, release or _FIRST)
     if release is None and kallsyms is None and not btf:
         return tracing.kernel_of(host)
@@ -161,9 +161,9 @@ def _replaceable(options: RecordOptions) -> list[Path]:
             raise InputError(f"{one_line(str(path))} exists; use --force to overwrite")
         refuse_overwriting(path, [options.program])
     if output.exists() and not (output.is_file() or output.is_dir()):
-        raise InputError(f"{shown} is no file, and no folder")
+        raise InputError(f"{shown} is neither a file nor a folder")
     if output.is_dir() and not (output / "capture.json").exists() and any(output.iterdir()):
-        raise InputError(f"{shown} is a folder that tdxtrace did not make")
+        raise InputError(f"{shown} is a folder that tdxtrace did not create; name another output")
     if not output.absolute().parent.is_dir():
         raise InputError(f"cannot write {shown}: its folder does not exist")
     return left

@@ -30,7 +30,7 @@ def histogram_of(query: QueryOptions) -> Histogram | None:
     if len(query.inputs) > 2 or len(paths) > 1:
         raise QueryError("a histogram must be the only input: its counts have no source")
     if query.selection.to_dict():
-        raise QueryError("a histogram holds no single calls to select: leave --vm, --since out")
+        raise QueryError("a histogram has no single calls to select; omit --vm and --since")
     return read_histogram(paths[0])
 
 

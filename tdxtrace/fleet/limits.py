@@ -296,6 +296,8 @@ def compare_fleets(before: Facts, after: Facts) -> pl.DataFrame:
     """
     common = before.parts.join(after.parts, on="part", how="semi").height
     if common:
-        raise QueryError(f"--before and --after have {common:,} traces in common")
+        raise QueryError(
+            f"--before and --after have {common:,} traces in common; choose disjoint sets"
+        )
     curves = [curves_of(count_fleet(facts).of_hosts()) for facts in (before, after)]
     return comparisons(*curves)

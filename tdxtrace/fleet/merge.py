@@ -83,7 +83,7 @@ class Facts:
             QueryError: If no part is chosen; the message contains ``condition``.
         """
         if not chosen.any():
-            raise QueryError(f"no trace of the facts has {one_line(condition, 60)}")
+            raise QueryError(f"no trace in the facts matches {one_line(condition, 60)}")
         places = chosen.arg_true()
         return replace(
             self,

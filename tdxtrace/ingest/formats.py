@@ -190,7 +190,7 @@ def _begin_text(opened: Input, requested: InputFormat | None, is_log: bool) -> N
     opened.text = _beginning(blocks)
     if not opened.text.strip():
         why = f": {opened.stream.truncated}" if opened.stream.truncated else ""
-        raise InputError(f"{shown} holds no text{why}")
+        raise InputError(f"{shown} contains no text{why}")
     detect = detect_log if is_log else detect_text
     opened.format = requested or detect(opened.text, shown)
     opened.blocks = chain([block_of([opened.text.removeprefix(_BOM)])], blocks)
@@ -240,8 +240,8 @@ def _event_lines(opened: Input, registry: EventRegistry, stats: SourceStats) -> 
     sample = _sample(opened.text)
     if opened.format == PERF_SCRIPT and has_processes(line.decode("latin-1") for line in sample):
         raise FormatError(
-            f"{one_line(opened.stream.path)} has the numbers of processes, not of threads: print "
-            "these, perf script -F +tid"
+            f"{one_line(opened.stream.path)} has process IDs but no thread IDs; print them "
+            "with perf script -F +tid"
         )
     mender = mender_for(sample, lines)
     reader = TextReader(lines, one_line(opened.stream.path), mender)
@@ -471,9 +471,7 @@ def detect_log(head: bytes, shown: str) -> InputFormat:
     """
     found = most_likely(head) or KERNEL_LOG
     if found.holds != "messages" or b"\0" in head[:_MAGIC_BYTES]:
-        raise FormatError(
-            f"{shown} is no log of the kernel, it looks like {found.name}; see dmesg(1)"
-        )
+        raise FormatError(f"{shown} is not a kernel log: it looks like {found.name}; see dmesg(1)")
     return found
 
 
@@ -514,10 +512,10 @@ def _format_of(line: bytes) -> InputFormat | None:
 
 def _describe(head: bytes) -> str:
     if b"\0" in head:
-        return "no trace: it is binary and of no kind that is known"
+        return "not a trace: it is binary data of an unknown format"
     first = next((line for line in head.splitlines() if line.strip()), b"")
     text = one_line(first.decode("utf-8", "replace"), 60)
     return (
-        f"no trace: its first line is {text!r}; expected ftrace, trace-cmd report, perf script or "
-        "dmesg text"
+        f"not a trace: its first line is {text!r}; expected ftrace, trace-cmd report, perf script "
+        "or dmesg text"
     )

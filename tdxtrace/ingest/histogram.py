@@ -118,7 +118,7 @@ class HistogramReader:
             self._read_data(self._found, kind, data, where)
         elif kind:
             if kind != "printf":
-                raise FormatError(f"{where}: no histogram of tdxtrace begins here")
+                raise FormatError(f"{where}: not the begin of a tdxtrace histogram")
             self._found = _head(str(data), self._name)
 
     def _read_data(self, found: Histogram, kind: str, data: object, where: str) -> None:
@@ -162,14 +162,16 @@ def _parsed(line: bytes, where: str) -> tuple[str, object]:
         return str(made["type"]), made["data"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise FormatError(
-            f"{where}: damaged, or no output of bpftrace -f json; keep the lines before it"
+            f"{where}: damaged, or not output of bpftrace -f json; keep only the lines before it"
         ) from None
 
 
 def _head(text: str, name: str) -> Histogram:
     head = _HEAD.fullmatch(text)
     if head is None:
-        raise FormatError(f"{name}: no histogram of tdxtrace; print the script with capture plan")
+        raise FormatError(
+            f"{name}: not a tdxtrace histogram; print its script with tdxtrace capture plan"
+        )
     if int(head[1]) != VERSION:
         raise FormatError(f"{name}: histogram of version {head[1]}, this tdxtrace reads {VERSION}")
     at = int(head[3])
@@ -197,13 +199,13 @@ def _times(cell: dict[str, object], where: str) -> tuple[int, int, int]:
 def _number(value: object, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
         return value
-    raise FormatError(f"{where}: {one_line(str(value), 40)} is no count")
+    raise FormatError(f"{where}: {one_line(str(value), 40)} is not a count")
 
 
 def _numbers(counts: object, n_parts: int, where: str) -> Counts:
     """A map from so many numbers to a count."""
     if not isinstance(counts, dict):
-        raise FormatError(f"{where}: no map")
+        raise FormatError(f"{where}: not a map")
     return {_key(key, n_parts, where): _number(value, where) for key, value in counts.items()}
 
 
@@ -218,14 +220,14 @@ def _statuses(counts: object, where: str) -> Counts:
 def _key(text: str, n_parts: int, where: str) -> Key:
     parts = text.split(",")
     if len(parts) != n_parts or not all(re.fullmatch(r"\d{1,19}", part) for part in parts):
-        raise FormatError(f"{where}: {one_line(text, 40)} is no key of {n_parts} numbers")
+        raise FormatError(f"{where}: {one_line(text, 40)} is not a key of {n_parts} numbers")
     return tuple(int(part) for part in parts)
 
 
 def _opened(counts: object, where: str) -> Counts:
     """Requests that were open at the end, by leaf and attempts."""
     if not isinstance(counts, dict):
-        raise FormatError(f"{where}: no map")
+        raise FormatError(f"{where}: not a map")
     found: Counter[Key] = Counter()
     for key, value in counts.items():
         leaf = _key(key, 5, where)[1]
@@ -245,7 +247,9 @@ def _rows(found: Histogram, prints: list[tuple[int, Counts]], opened: Counts) ->
             if more := total - before.get((tgid, leaf, outcome, n), 0):
                 name = OUTCOMES.get(outcome)
                 if name is None or more < 0:
-                    raise FormatError("counts of a histogram fall, or have an unknown outcome")
+                    raise FormatError(
+                        "counts of the histogram decrease, or have an unknown outcome"
+                    )
                 rows.append((number, begin, end, tgid, leaf, name, n, more))
         before, begin = counts, end
     last = max(1, len(prints))

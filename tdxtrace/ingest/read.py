@@ -111,7 +111,9 @@ def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
     if stores and len(paths) == 1 and not options.dmesg:
         return open_store(Path(stores[0]), max_bytes=options.unpacked)
     if stores:
-        raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
+        raise InputError(
+            f"{one_line(str(stores[0]))} is a converted trace; read it without other inputs"
+        )
     sink = SpillingSink((options.memory or free_bytes()) // _MEMORY_DIVISOR)
     try:
         base, provenance = _read_all(paths, options, sink)
@@ -209,7 +211,7 @@ def _read_all(
     from tdxtrace import __version__  # noqa: PLC0415 - the package imports this module
 
     if not paths:
-        raise InputError("no trace named; give a file, or - for standard input")
+        raise InputError("no input named; name a file, or - for standard input")
     detector = LevelBaseDetector()
     log_options = replace(options, input_format=None, formats=None)
     inputs = [(path, False) for path in paths] + [(path, True) for path in options.dmesg]
@@ -262,7 +264,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             implied_losses.add_implied_losses(sink.losses, stats, header)
     if not is_log and (not sink.n_rows or _is_of_guest(opened, stats)):
         if changed := stream_losses.get("changed_while_read"):
-            raise InputError(f"{one_line(path)} has no event that is whole: it had {changed}")
+            raise InputError(f"{one_line(path)} has no complete event: it had {changed}")
         from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
 
         raise FormatError(refusals.nothing_in(one_line(path), stats, opened.first_lines))

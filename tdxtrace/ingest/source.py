@@ -248,7 +248,7 @@ def open_stream(path: str, max_bytes: int | None = None) -> Stream:
     head = _read_magic(file, stream, shown)
     if not head:
         stream.close()
-        raise InputError(f"{shown} is empty; was tracing on while the TD ran?")
+        raise InputError(f"{shown} is empty; check that tracing was on while the TD ran")
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
     stream.chunks = raw if new is None else _bounded(_decompress(raw, new, stream), stream)

@@ -391,7 +391,7 @@ def _check_replaceable(folder: Path, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not is_store(folder):
-        raise InputError(f"{shown} exists and is no converted trace; name another folder")
+        raise InputError(f"{shown} exists and is not a converted trace; name another folder")
     if not force:
         raise InputError(f"{shown} exists; use --force to replace it")
 
@@ -660,7 +660,7 @@ def _check_sums(folder: Path, sums: object) -> None:
         path = folder / f"{name}.parquet"
         shown = one_line(str(path))
         if not path.is_file():
-            raise InputError(f"cannot read {shown}: it is missing or no file")
+            raise InputError(f"cannot read {shown}: it is missing or not a file")
         try:
             is_whole = isinstance(sums, dict) and _sum_of(path) == sums.get(name)
         except OSError as error:

@@ -130,7 +130,7 @@ def test_nothing_is_overwritten_unasked(tracing: Tracing, bench: Path, tmp_path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter").write_text("mine")
     other = ("capture", "record", "--program", bench, "-o", tmp_path / "folder", "--force")
-    assert "did not make" in refused(1, *other)
+    assert "did not create" in refused(1, *other)
     assert (tmp_path / "folder" / "letter").read_text() == "mine"
     assert output.read_text() == "mine"
 
@@ -154,7 +154,7 @@ def test_a_device_is_not_replaced(tracing: Tracing, bench: Path, tmp_path: Path)
     except PermissionError:
         pytest.skip("no device can be made here")
     words = ("capture", "record", "--program", bench, "-o", device, "--duration", "100ms")
-    assert "is no file" in refused(1, *words, "--force")
+    assert "is neither a file" in refused(1, *words, "--force")
     assert device.is_char_device()
 
 

@@ -138,7 +138,7 @@ def test_lists_of_options_that_form_a_circle_end(tmp_path: Path) -> None:
     data[-8:] = at.to_bytes(8, "little")
     trace = _read(tmp_path, bytes(data))
     assert trace.seamcalls.height == 2
-    assert "its lists of options form a circle" in trace.losses["detail"].to_list()
+    assert "its lists of options form a cycle" in trace.losses["detail"].to_list()
 
 
 def test_counters_of_the_kernel_become_losses(tmp_path: Path) -> None:
@@ -243,12 +243,12 @@ def test_probes_with_odd_names_are_known_by_their_address(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x17\x08\x44tracing5\0", "trace.dat of version '5'; 6 and 7 can be read"),
-        (b"\x17\x08\x44tracing7\0\0", "cut short in its first bytes"),
-        (b"\x17\x08\x44tracing7\0\0\x05\0\x10\0\0", "damaged trace.dat: longs of 5"),
+        (b"\x17\x08\x44tracing5\0", "trace.dat of version '5'; tdxtrace reads 6 and 7"),
+        (b"\x17\x08\x44tracing7\0\0", "truncated trace.dat: its header is incomplete"),
+        (b"\x17\x08\x44tracing7\0\0\x05\0\x10\0\0", "damaged trace.dat: its header has longs of 5"),
         (b"\x17\x08\x44tracing7\0\0\x08\0\x10\0\0lzma\0001\0" + b"\0" * 8, "with 'lzma'; only"),
         (_simple(LITTLE).v7()[:400], "is cut short or damaged: the file ends before its last"),
-        (Recording(LITTLE, (b"", b"")).v7(), "holds no trace data: all its buffers are empty"),
+        (Recording(LITTLE, (b"", b"")).v7(), "has no trace data: all its buffers are empty"),
     ],
 )
 def test_what_cannot_be_read_is_said(data: bytes, message: str, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_cannot_be_read_is_said(data: bytes, message: str, tmp_path: Path) 
 
 def test_latency_tracers_write_text(tmp_path: Path) -> None:
     data = _simple(LITTLE).v6().replace(b"flyrecord\0", b"latency  \0")
-    with pytest.raises(FormatError, match="holds text of a latency tracer; print it: trace-cmd"):
+    with pytest.raises(FormatError, match="has text of a latency tracer; print it with trace-cmd"):
         _read(tmp_path, data)
 
 
@@ -276,7 +276,7 @@ def test_pages_are_found_without_the_list_of_cpus(compression: str, tmp_path: Pa
     trace = _read(tmp_path, cut)
     assert trace.seamcalls.drop("cpu", "start_cpu").equals(whole.seamcalls.drop("cpu", "start_cpu"))
     assert trace.seamcalls["cpu"].null_count() == 2
-    told = f"{LISTLESS}; which CPUs its pages are of is not known"
+    told = f"{LISTLESS}; the CPUs of its pages are unknown"
     assert told in trace.losses.filter(pl.col("kind") == "truncated")["detail"].to_list()
 
 

@@ -65,7 +65,7 @@ def test_a_count_that_was_broken_off_is_not_whole(tmp_path: Path) -> None:
         ((HEAD, ("map", {"@requests": {"7,6,0,x": 1}})), "no key"),
         ((HEAD, ("map", {"@requests": {"7,6,0,1": -1}})), "no count"),
         ((HEAD, ("map", {"@requests": {"7,6,9,1": 1}})), "unknown outcome"),
-        ((HEAD, ("map", {"@requests": [1]})), "no map"),
+        ((HEAD, ("map", {"@requests": [1]})), "not a map"),
         ((HEAD, ("map", {"@open": {"9,6,1,4096,0": [1]}})), "five numbers"),
     ],
 )

@@ -81,13 +81,13 @@ def test_formats_are_of_the_pages_alone_not_of_a_log_beside_them(
 
 
 def test_formats_must_be_somewhere(tracefs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no event formats; name a copy of /sys/kernel"):
+    with pytest.raises(InputError, match="has no event formats; name a copy of /sys/kernel"):
         tdxtrace.read_trace(tracefs, formats=tmp_path)
 
 
 def test_other_files_are_no_pages(tracefs: Path, tmp_path: Path) -> None:
     (tmp_path / "cpu0.raw").write_bytes(b"\xff" * 8192)
-    with pytest.raises(FormatError, match="does not begin with pages of 4096 bytes"):
+    with pytest.raises(FormatError, match="does not begin with a ring-buffer page of 4096 bytes"):
         tdxtrace.read_trace(tmp_path, formats=tracefs / "events")
 
 

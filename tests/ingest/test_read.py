@@ -274,7 +274,7 @@ def test_calls_do_not_pair_across_inputs() -> None:
 
 
 def test_no_path_at_all_is_told() -> None:
-    with pytest.raises(InputError, match="no trace named"):
+    with pytest.raises(InputError, match="no input named"):
         read_trace()
 
 

@@ -152,5 +152,5 @@ def test_calls_beside_such_text_are_read(text: str) -> None:
 
 
 def test_what_is_not_known_shows_its_first_line() -> None:
-    with pytest.raises(FormatError, match="is no trace: its first line is 'hello'"):
+    with pytest.raises(FormatError, match="is not a trace: its first line is 'hello'"):
         read_text("hello\nworld\n")

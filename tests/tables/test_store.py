@@ -222,7 +222,7 @@ def test_a_store_that_unpacks_to_far_more_than_traces_do_is_refused(
 def test_a_table_that_is_no_file_is_not_waited_for(copied: Path) -> None:
     (copied / "losses.parquet").unlink()
     os.mkfifo(copied / "losses.parquet")
-    with pytest.raises(InputError, match=r"losses.parquet: it is missing or no file"):
+    with pytest.raises(InputError, match=r"losses.parquet: it is missing or not a file"):
         tdxtrace.read_trace(copied)
 
 
@@ -262,7 +262,7 @@ def test_a_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(InputError, match="is no converted trace; name another folder"):
+    with pytest.raises(InputError, match="is not a converted trace; name another folder"):
         StoreWriter(tmp_path / "mine", force=True)
     folder = _convert(tmp_path, "lost.dat.xz")
     with pytest.raises(InputError, match="exists; use --force"):
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
 
 def test_a_store_cannot_be_read_together_with_other_inputs(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
-    with pytest.raises(InputError, match="read it alone"):
+    with pytest.raises(InputError, match="read it without other inputs"):
         tdxtrace.read_trace(folder, SAMPLES / "contended.txt")
 
 

@@ -28,17 +28,17 @@ _VCPU_RUN: Final = "tdx_vcpu_run"
 _MAX_PROBES_NAMED: Final = 3
 
 _ADVICE: Final = {
-    "entry_probes": "probe entries too, not only returns: without its start nothing overlaps it",
-    "arguments": "let the probes fetch td, gpa, level and page: the holder must be on the same",
+    "entry_probes": "probe entries too: without its start, no overlapping call can be found",
+    "arguments": "let the probes fetch td, gpa, level and page: they must be equal to the holder's",
     "lost_events": "record with a larger buffer: the holder may be among the events lost here",
     "trace_edge": "record for longer: the holder's call may reach beyond the edge of the trace",
-    "generation": "name it: --module VERSION or --generation A, B or C give different answers",
-    "clock": "record with a clock of nanoseconds (trace_clock mono): several calls may overlap",
+    "generation": "name the module (--module or --generation): A, B and C give different causes",
+    "clock": "record with a nanosecond clock (trace_clock mono): with this one several calls fit",
     "holder": "no recorded call fits, although every possible holder was probed",
 }
 _GUEST_EXCLUDED: Final = (
-    "host priority kept the guest out after the first try: record every leaf that works on an "
-    "SEPT entry (probe __seamcall and __seamcall_ret), a host call held it"
+    "a host call held it, as host priority excludes the guest after the first try: record every "
+    "leaf that uses an SEPT entry (probe __seamcall and __seamcall_ret)"
 )
 
 
@@ -82,7 +82,7 @@ def reasons(
         .then(pl.lit("clock"))
         .otherwise(pl.lit("holder"))
     )
-    probe = pl.format("also probe {}; they may hold this lock and were not seen", "missing")
+    probe = pl.format("also probe {}; they may hold this lock and were not recorded", "missing")
     advice = pl.col("lacks").replace_strict(_ADVICE, default=None, return_dtype=pl.String)
     return facts.with_columns(lacks=reason).select(
         pl.col("lacks").cast(pl.Enum(LACKS)),

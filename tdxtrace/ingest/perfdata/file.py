@@ -220,7 +220,9 @@ def read_head(file: DataFile) -> PerfFile:
         attrs, data, _ = (_section(cursor) for _ in range(3))
         flags = [cursor.number(8) for _ in range(4)]
     except CutShortError:
-        raise FormatError(f"{file.shown} is a perf.data cut short in its header") from None
+        raise FormatError(
+            f"{file.shown} is a truncated perf.data: its header is incomplete"
+        ) from None
     perf = PerfFile(file, *data)
     if not 80 <= attr_size <= 4096:
         raise FormatError(f"{file.shown} is a damaged perf.data: attributes of {attr_size} bytes")

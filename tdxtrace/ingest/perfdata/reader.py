@@ -409,12 +409,12 @@ class PerfReader:
     def _begin(self) -> None:
         """Set up decoding of the events, all of which are described before the first sample."""
         if not self.perf.attrs:
-            raise FormatError(f"{self.file.shown} is a perf.data without any event's attributes")
+            raise FormatError(f"{self.file.shown} is a perf.data without event attributes")
         if not self.perf.formats.events and any(attr.is_tracepoint for attr in self.perf.attrs):
             raise FormatError(
                 f"{self.file.shown} has no event formats"
                 + (f": {self.perf.cut_short}" if self.perf.cut_short else "")
-                + "; let perf record end by itself or with Ctrl-C, which writes them"
+                + "; perf record writes them when it ends by itself or by Ctrl-C"
             )
         self._has_begun = True
         self._set_events(self.perf.formats.events, self.perf.attrs)

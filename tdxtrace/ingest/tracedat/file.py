@@ -81,20 +81,23 @@ def read_dat(file: DataFile) -> DatFile:
         version = cursor.text(8)
         if version not in ("6", "7"):
             raise FormatError(
-                f"{file.shown} is a trace.dat of version {version!r}; 6 and 7 can be read; "
-                "convert it: trace-cmd convert"
+                f"{file.shown} is a trace.dat of version {version!r}; tdxtrace reads 6 and "
+                "7: convert it with trace-cmd convert"
             )
         is_big_endian, long_size = cursor.number(1) == 1, cursor.number(1)
         if is_big_endian or long_size == 4:
             raise foreign_machine(
-                file.shown, is_big_endian, f"print it: trace-cmd report {file.shown}"
+                file.shown, is_big_endian, f"print it with trace-cmd report {file.shown}"
             )
         page_size = cursor.number(4)
     except CutShortError:
-        raise FormatError(f"{file.shown} is a trace.dat cut short in its first bytes") from None
+        raise FormatError(
+            f"{file.shown} is a truncated trace.dat: its header is incomplete"
+        ) from None
     if long_size != 8 or not 64 <= page_size <= MAX_PAGE_BYTES or page_size % 4:
         raise FormatError(
-            f"{file.shown} is a damaged trace.dat: longs of {long_size}, pages of {page_size} bytes"
+            f"{file.shown} is a damaged trace.dat: its header has longs of {long_size} and pages "
+            f"of {page_size} bytes"
         )
     dat = DatFile(file, int(version), page_size)
     if dat.version == 7:
@@ -180,7 +183,9 @@ def _read_v7(dat: DatFile, cursor: Cursor) -> None:
         dat.unpack = unpacker(dat.compression, dat.file.shown)
         at = cursor.number(8)
     except CutShortError:
-        raise FormatError(f"{dat.file.shown} is a trace.dat cut short in its head") from None
+        raise FormatError(
+            f"{dat.file.shown} is a truncated trace.dat: its header is incomplete"
+        ) from None
     visited: set[int] = set()
     while at and at not in visited:
         visited.add(at)
@@ -193,13 +198,13 @@ def _read_v7(dat: DatFile, cursor: Cursor) -> None:
             dat.cut_short = "an options section is damaged"
             break
     if at and at in visited and not dat.cut_short:
-        dat.cut_short = "its lists of options form a circle"
+        dat.cut_short = "its lists of options form a cycle"
     if dat.cut_short and not dat.options.buffers:
         found = _walk_sections(dat, cursor.at, visited)
         _parts_v7(dat)
         dat.options.buffers = [_buffer_without_cpus(dat, section) for section in found]
         if any(data.cpu < 0 for buffer in dat.options.buffers for data in buffer.cpus):
-            dat.cut_short += "; which CPUs its pages are of is not known"
+            dat.cut_short += "; the CPUs of its pages are unknown"
     else:
         _parts_v7(dat)
 

@@ -322,7 +322,9 @@ class RingReader:
         n, size = len(self.cpus), self.layout.size
         self._part_bytes = max(1, min(_CPU_BYTES, _ALL_BYTES // max(1, n)) // size) * size
         if n * self._part_bytes > _MAX_BYTES:
-            raise FormatError(f"{n} CPUs with pages of {size} bytes")
+            raise FormatError(
+                f"{n} CPUs with pages of {size} bytes need buffers of over {_MAX_BYTES >> 20} MiB"
+            )
         self._bytes = np.zeros(n * self._part_bytes + PADDING, np.uint8)
         self._sources = np.zeros((n, loop.N_COLUMNS), np.int64)
         self._sources[:, loop.CPU] = [pages.cpu for pages in self.cpus]

@@ -162,10 +162,10 @@ class DatReader:
     def _no_data_message(self) -> str:
         dat, shown = self.dat, self.file.shown
         if any(buffer.is_text for buffer in dat.options.buffers):
-            return f"{shown} holds text of a latency tracer; print it: trace-cmd report {shown}"
+            return f"{shown} has text of a latency tracer; print it with trace-cmd report {shown}"
         if dat.cut_short:
             return f"{shown} is cut short or damaged: {dat.cut_short}"
-        return f"{shown} holds no trace data: all its buffers are empty"
+        return f"{shown} has no trace data: all its buffers are empty"
 
     def _losses(self) -> None:
         """Record losses of the file as a whole, and those that the kernel's counters report."""
@@ -248,7 +248,7 @@ def open_pages(path: Path) -> RawPages:
     shown = one_line(str(path))
     found = find_pages(path)
     if not found:
-        raise InputError(f"{shown} holds no pages: no per_cpu/cpu0/{_PAGES}, no cpu0.raw")
+        raise InputError(f"{shown} has no ring-buffer pages: no per_cpu/cpu0/{_PAGES}, no cpu0.raw")
     files = {cpu: open_file(str(one)) for cpu, one in found.items()}
     return RawPages(files, shown, path if path.is_dir() else path.parent)
 
@@ -264,7 +264,7 @@ def read_formats(folder: Path) -> Formats:
         formats.add(_text(path).encode(), path.parent.parent.name)
     if not formats.events:
         raise InputError(
-            f"{one_line(str(folder))} holds no event formats; name a copy of "
+            f"{one_line(str(folder))} has no event formats; name a copy of "
             "/sys/kernel/tracing/events"
         )
     return formats
@@ -353,7 +353,7 @@ class PageReader:
             return layout
         if layout is not None and self._is_valid_start(layout, is_swapped=True):
             raise foreign_machine(shown, True, _ADVICE)
-        raise FormatError(f"{shown} does not begin with pages of {size} bytes")
+        raise FormatError(f"{shown} does not begin with a ring-buffer page of {size} bytes")
 
     def _is_valid_start(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
         """Return whether a file begins with a valid page, in given or swapped byte order."""
