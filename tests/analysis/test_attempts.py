@@ -221,7 +221,7 @@ def test_busy_answers_do_not_depend_on_the_order_of_rows() -> None:
     assert mixed.equals(found)
 
 
-def test_tables_of_two_traces_are_refused() -> None:
+def test_tables_of_different_traces_are_refused() -> None:
     told, other = story("B1 S1"), story("B1 B1 S1")
     with pytest.raises(TableError, match="not of one trace"):
         busy_answers(told.seamcalls, retry_chains(other.seamcalls, other.losses))

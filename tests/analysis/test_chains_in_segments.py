@@ -98,7 +98,7 @@ def test_segments_of_a_recording_change_no_chain(name: str, n: int) -> None:
     assert cut.equals(retry_chains(seamcalls, trace.losses))
 
 
-def test_what_is_learned_on_the_way_gives_the_same_where_all_calls_are_whole() -> None:
+def test_without_a_survey_complete_calls_give_the_same_chains() -> None:
     one = story("B1 2/B2 B1 trackD 2/S2 S1 lost B1 S1 2/B2 2/S3")
     cut = in_segments(one.seamcalls, one.losses, [1, 3, 4], start())
     assert cut.equals(retry_chains(one.seamcalls, one.losses))
@@ -121,7 +121,7 @@ def test_an_endless_chain_is_in_flight() -> None:
     assert (found, state.n_in_flight, state.max_attempts_in_flight) == ([], 1, 3)
 
 
-def test_a_request_that_was_left_is_abandoned_after_a_minute() -> None:
+def test_an_unfinished_request_is_abandoned_after_a_minute() -> None:
     found, state = evicted("B1 S2 _61s 2/S3", [1, 2])
     assert sorted(found) == [
         (0x1000, "abandoned", 1),
@@ -131,20 +131,20 @@ def test_a_request_that_was_left_is_abandoned_after_a_minute() -> None:
     assert (state.n_in_flight, state.n_dropped) == (0, 0)
 
 
-def test_a_request_whose_thread_was_not_seen_since_is_lost_sight_of() -> None:
+def test_a_request_of_a_silent_thread_is_dropped_and_counted() -> None:
     found, state = evicted("B1 _61s 2/S2", [1])
     assert found == [(0x2000, "succeeded", 1)]
     assert (state.n_in_flight, state.n_dropped) == (0, 1)
 
 
-def test_a_call_that_does_not_name_its_request_is_no_doubt_for_ever() -> None:
+def test_a_call_without_operands_cuts_only_chains_open_at_the_time() -> None:
     """What may continue it is forgotten with it."""
     found, _ = evicted("S1 B2 S3 _61s 2/S5 S1~ B4 S4", [3, 4])
     assert {outcome for gpa, outcome, _ in found if gpa != 0x2000} == {"succeeded"}
     assert (0x2000, "abandoned", 1) in found
 
 
-def test_threads_and_requests_that_never_repeat_are_forgotten(
+def test_unique_threads_and_requests_are_evicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each thread leaves requests open and calls another leaf; the limit is 16, not 65,536."""

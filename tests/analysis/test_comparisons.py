@@ -33,7 +33,7 @@ def test_a_change_is_reported() -> None:
     assert first(compared(many(60, 0), many(60, 30)))["change"] == "more"
 
 
-def test_a_difference_within_chance_is_not_told() -> None:
+def test_a_difference_within_chance_is_not_reported() -> None:
     assert first(compared(many(60, 3), many(60, 4)))["change"] == "not_told"
     assert first(compared(many(2, 2), many(2, 0)))["change"] == "not_told"
 

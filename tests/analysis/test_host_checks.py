@@ -46,7 +46,7 @@ def test_a_release_has_the_weaknesses_that_its_source_shows(log: str, answers: l
     assert affected(log) == answers
 
 
-def test_a_trace_without_a_log_is_no_host() -> None:
+def test_a_trace_without_a_log_has_no_host_checks() -> None:
     assert host_checks(read_text(ONE_CALL)).is_empty()
 
 

@@ -63,7 +63,7 @@ def test_a_td_built_again_at_one_address_is_another_build() -> None:
         ("initS#1 addU1#1 finalizeS#1", "the answers of 1 call were not recorded"),
     ],
 )
-def test_what_may_be_missing_is_said(words: str, why: str) -> None:
+def test_possibly_missing_calls_are_reported(words: str, why: str) -> None:
     assert text_of(words)[0] == f"# incomplete: {why}"
 
 

@@ -41,13 +41,13 @@ def test_a_cpu_that_ran_meanwhile_was_not_stopped() -> None:
     assert row["n_vcpus"] == 1
 
 
-def test_few_events_around_it_say_nothing() -> None:
+def test_few_neighbouring_events_leave_the_stop_unknown() -> None:
     (row,) = of(story(f">X {UPDATE} >X")).to_dicts()
     assert row["stopped"] == "unknown"
     assert row["withheld"].startswith("4 other events")
 
 
-def test_lost_events_say_nothing() -> None:
+def test_lost_events_leave_the_stop_unknown() -> None:
     told = story(UPDATED)
     row = {"source": 0, "kind": "lost_events", "severity": "data_loss", "n_lines": 1}
     lost = pl.DataFrame([row | {"detail": "", "advice": ""}], schema=LOSSES.schema)
@@ -57,14 +57,16 @@ def test_lost_events_say_nothing() -> None:
     assert "lost" in found["withheld"]
 
 
-def test_a_call_without_its_end_says_nothing() -> None:
+def test_a_call_without_an_end_leaves_the_stop_unknown() -> None:
     (row,) = of(story(f"{RUNS} install(@1 {RUNS}")).to_dicts()
     assert row["stopped"] == "unknown"
     assert "probe entry and return" in row["withheld"]
 
 
 @pytest.mark.parametrize(("status", "n_repeated", "n_failed"), [("I", 1, 0), ("F", 0, 1)])
-def test_answers_are_told_apart(status: str, n_repeated: int, n_failed: int) -> None:
+def test_repeated_calls_and_their_answers_are_distinguished(
+    status: str, n_repeated: int, n_failed: int
+) -> None:
     (row,) = of(story(f"{RUNS} install(@1 install){status}@1 {RUNS}")).to_dicts()
     assert (row["n_repeated"], row["n_failed"]) == (n_repeated, n_failed)
 
@@ -82,7 +84,7 @@ def test_a_cpu_that_had_its_answer_begins_the_next_update() -> None:
         assert rows["n_calls"].to_list() == [2, 2]
 
 
-def test_what_the_update_asks_of_the_module_is_not_another_event() -> None:
+def test_calls_of_the_update_itself_are_not_other_events() -> None:
     told = story(UPDATED.replace("_28ms", "_20ms 9/trackS _8ms"))
     assert of(told)["stopped"].to_list() == ["not_all"]
     shutdown = pl.when(pl.col("tid") == 9).then(pl.lit(52, pl.UInt16)).otherwise("leaf")

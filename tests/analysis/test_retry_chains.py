@@ -237,9 +237,7 @@ def test_a_request_is_abandoned_if_its_thread_began_another(text: str, expected:
         ("B1 2/unblockS1 S1", ["2 succeeded", "1 succeeded"]),
     ],
 )
-def test_a_range_that_is_unblocked_ends_what_needs_it_blocked(
-    text: str, expected: list[str]
-) -> None:
+def test_an_unblock_ends_requests_that_need_a_blocked_range(text: str, expected: list[str]) -> None:
     assert ends(text) == expected
 
 
@@ -261,7 +259,7 @@ COMES_BACK = "2/B7 2/S8 2/S9 2/S7"
         ("S1 S2 S3 S4 lost trackS trackS septS1 septS2", 2, 2),
     ],
 )
-def test_after_a_loss_a_thread_may_come_back_to_what_it_had_open(
+def test_after_a_loss_a_thread_may_continue_open_requests(
     text: str, n_cut: int, n_else: int
 ) -> None:
     def cut(words: str) -> int:
@@ -285,7 +283,7 @@ def test_after_a_loss_a_thread_may_come_back_to_what_it_had_open(
         ("promoteB1 S2", "abandoned"),
     ],
 )
-def test_before_the_end_a_thread_may_come_back_as_it_came_back_to_others(
+def test_before_the_end_a_thread_may_continue_requests_as_it_did_earlier(
     text: str, expected: str
 ) -> None:
     rows = chains_of(story(f"{COMES_BACK} {text}")).filter(pl.col("tid") == 1)
@@ -666,7 +664,7 @@ def test_one_call_with_a_process_names_that_of_the_chain(known: int) -> None:
     assert chains_of(told)["tgid"].to_list() == [40]
 
 
-def test_a_number_that_is_used_again_is_of_another_thread() -> None:
+def test_a_reused_thread_id_is_another_thread() -> None:
     told = story("B1 enterB S1 enterX", {1: 40})
     told.calls[2]["tgid"] = told.calls[3]["tgid"] = 50
     rows = chains_of(told).select("leaf", "tgid", "n_attempts").rows()
@@ -798,7 +796,9 @@ def test_renaming_threads_renames_threads(text: str) -> None:
         max_size=30,
     )
 )
-def test_calls_of_another_td_and_thread_add_doubt_alone(mixed: list[tuple[str, str]]) -> None:
+def test_calls_of_another_td_and_thread_change_at_most_the_certainty(
+    mixed: list[tuple[str, str]],
+) -> None:
     """They may show that requests are left for others in between: near a loss more are cut."""
     foreign = [f"9/{word.rpartition('/')[2].partition('#')[0]}#9" for _, word in mixed]
     words = [word for pair in zip((w for w, _ in mixed), foreign, strict=True) for word in pair]

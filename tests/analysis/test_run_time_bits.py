@@ -40,7 +40,7 @@ def test_bits_set_at_run_time_change_no_answer(text: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("text", STORIES[:3])
-def test_these_stories_have_something_to_lose(text: str) -> None:
+def test_the_stories_contain_busy_answers(text: str) -> None:
     of = found(story(text), 0)
     answers = [of.zero_steps, of.busy_causes.filter(pl.col("cause") != "unexplained")]
     assert any(table.height for table in [*answers, of.abandoned_requests])

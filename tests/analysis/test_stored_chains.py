@@ -66,7 +66,7 @@ def assert_same(found: Findings, expected: Findings) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(stories, st.integers(1, 12))
-def test_parts_change_no_answer(text: str, rows: int) -> None:
+def test_chains_computed_in_parts_are_the_same(text: str, rows: int) -> None:
     """Cuts inside chains, losses and zero-step episodes."""
     trace = story(text).trace
     assert_same(answers(trace, rows), tdxtrace.analyze(trace))
@@ -79,7 +79,7 @@ def sample(name: str) -> Findings:
 
 @pytest.mark.parametrize("n", [7, 100])
 @pytest.mark.parametrize("name", ["contended.txt", "lost.txt.xz", "zerostep.txt"])
-def test_parts_of_a_recording_change_no_answer(name: str, n: int) -> None:
+def test_chains_of_a_recording_computed_in_parts_are_the_same(name: str, n: int) -> None:
     trace = tdxtrace.read_trace(SAMPLES / name)
     assert_same(answers(trace, trace.seamcalls.height // n + 1), sample(name))
 

@@ -43,7 +43,7 @@ def test_an_exit_is_named_by_its_reason_or_by_what_userspace_is_asked(
     assert functions(text) == {function: 1}
 
 
-def test_what_is_no_tdvmcall_is_no_row() -> None:
+def test_other_exits_have_no_row() -> None:
     assert of(">X >Q >F >U").is_empty()
     assert of("").is_empty()
 
@@ -87,9 +87,7 @@ def test_handling_lasts_until_the_next_entry() -> None:
     ("text", "why"),
     [(">X exit3 >C", "the trace ends"), (">C lost >X exit3 >X", "events were lost")],
 )
-def test_what_may_have_named_it_and_is_not_there_leaves_it_without_a_name(
-    text: str, why: str
-) -> None:
+def test_a_tdvmcall_without_a_following_userspace_exit_has_no_name(text: str, why: str) -> None:
     (row,) = of(text).to_dicts()
     assert (row["function"], row["basis"]) == ("TDCALL", "unnamed")
     assert why in row["withheld"]

@@ -91,7 +91,7 @@ CHURNED = ("HOSTILE", "block_churn")
         "S9 2/blockS1 2/trackS 3/removeE1#7 3/promoteJ9000^1 " + KEPT_OUT + "2/unblockS1 enterC",
     ],
 )
-def test_a_host_that_keeps_a_vcpu_out_for_nothing_is_hostile(text: str) -> None:
+def test_blocking_a_range_without_purpose_is_hostile(text: str) -> None:
     assert rounds(text, 3) == CHURNED
     assert rounds(text) == CHURNED
 
@@ -148,14 +148,14 @@ UNDONE = ("UNDECIDED", "block_undone")
         "2/blockS1 2/trackS {} 3/enterX 3/?1 3/unblockS1 3/enterC",
     ],
 )
-def test_a_host_that_may_have_tried_in_earnest_is_not_hostile(text: str) -> None:
+def test_blocking_a_range_with_a_possible_purpose_is_not_hostile(text: str) -> None:
     page = "?700" if "S512^1" in text else "?1"
     assert rounds(text.format(KEPT_OUT.replace("?1", page)) + " enterC") == UNDONE
 
 
 @pytest.mark.parametrize("end", ["unblockS1", "removeS1"])
 @pytest.mark.parametrize("text", ["{} lost 2/", "lost@0 {} 2/"])
-def test_where_events_may_be_lost_nothing_is_said_of_a_block(text: str, end: str) -> None:
+def test_no_verdict_on_a_block_where_events_may_be_lost(text: str, end: str) -> None:
     text = "2/blockS1 2/trackS " + text.format(KEPT_OUT) + end + " enterC"
     assert rounds(text) == ("UNDECIDED", "unknown")
 
@@ -168,7 +168,7 @@ def test_one_range_after_the_other_is_not_repeated() -> None:
     assert rounds(text, 1) == ("UNDECIDED", "block_churn")
 
 
-def test_rounds_that_kept_nobody_out_do_not_count() -> None:
+def test_rounds_that_refused_no_entry_do_not_count() -> None:
     quiet = 9 * "2/blockS1 2/trackS 2/unblockS1 enterC "
     faulted = 9 * ("2/blockS1 2/trackS " + FAULT + "2/unblockS1 enterC ")
     assert told(quiet + faulted + CHURN.format("enterB"), "zero_step") == [
@@ -176,7 +176,7 @@ def test_rounds_that_kept_nobody_out_do_not_count() -> None:
     ]
 
 
-def test_the_share_of_entries_that_ran_guest_code_is_told() -> None:
+def test_the_share_of_entries_that_ran_guest_code_is_given() -> None:
     text = 4 * ("2/blockS1 2/trackS " + 7 * FAULT + "enterB enterD 2/unblockS1 enterC ")
     found = given_on(story("enterC " + text).trace).filter(subject="zero_step")
     # 9 of 41: four TDCALLs and one before; the first fault of each round may come after some code.

@@ -225,7 +225,7 @@ words = st.sampled_from(
 
 @settings(max_examples=40)
 @given(st.lists(words, max_size=25), st.data())
-def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
+def test_a_fault_has_the_same_explanation_alone_or_with_others(
     text: list[str], data: st.DataObject
 ) -> None:
     told = story(" ".join(text))
@@ -242,7 +242,7 @@ def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
     assert wanted.height == sum(some)
 
 
-def test_nothing_entered_gives_nothing() -> None:
+def test_without_entries_there_are_no_runs() -> None:
     assert sweep("B1 S1") == {}
 
 

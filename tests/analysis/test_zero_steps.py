@@ -132,7 +132,7 @@ def test_an_internal_error_is_no_zero_step(
     assert zero_steps(*tables, resolve_elsewhere).filter(form="failed_vmentry").height == 1
 
 
-def test_an_episode_says_whose_it_was_when_and_on_which_page() -> None:
+def test_an_episode_has_its_vcpu_time_and_page() -> None:
     told = story("enterX B7#3 enterX B8#3 enterB enterX enterB enterC", {1: 40})
     episode = steps_of(told).row(0, named=True)
     calls = told.calls
@@ -230,7 +230,7 @@ NEW_PAGES = "".join(f">X ?{page} " for page in range(1, 30))
         "9/trackS " + 3 * KVM_FAULT + ">F " + 4 * KVM_FAULT + "lost >F >C",
     ],
 )
-def test_what_else_may_have_refused_an_entry_leaves_a_weak_sign(text: str) -> None:
+def test_a_refused_entry_with_another_possible_reason_is_weak_evidence(text: str) -> None:
     found = episodes(text)
     assert len(found) == 1
     assert found[0].startswith("failed_vmentry (weak)")
@@ -252,7 +252,7 @@ def test_what_else_may_have_refused_an_entry_leaves_a_weak_sign(text: str) -> No
         PROBED + 7 * ">X ?1 >X ?2 " + ">F >C",
     ],
 )
-def test_what_cannot_have_refused_an_entry_leaves_it_strong(text: str) -> None:
+def test_a_refused_entry_without_another_possible_reason_is_strong_evidence(text: str) -> None:
     (found,) = episodes(text)
     assert found.startswith("failed_vmentry (strong)")
 
@@ -343,7 +343,9 @@ def test_a_stock_episode_names_the_vcpu_and_the_last_page() -> None:
         (">C >Wf ?1 >Wf ?1 >C", []),
     ],
 )
-def test_exits_that_entered_nothing_are_a_weak_sign(text: str, expected: list[str]) -> None:
+def test_exits_without_executed_instructions_are_weak_evidence(
+    text: str, expected: list[str]
+) -> None:
     assert episodes(text) == expected
 
 

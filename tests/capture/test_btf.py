@@ -75,13 +75,13 @@ def test_a_module_builds_on_its_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 3, 23, 30, 40])
-def test_what_is_cut_short_is_refused(cut: int) -> None:
+def test_truncated_btf_is_refused(cut: int) -> None:
     whole = made(structure(1, 8, (10, 0, 32), (10, 0, 0)), b"\0kvm_vcpu\0vcpu_id\0")
     with pytest.raises(FormatError):
         Btf(whole[:cut], "x").offset_of("kvm_vcpu", "vcpu_id")
 
 
-def test_what_is_no_btf_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x7fELF" + bytes(100))
     with pytest.raises(FormatError, match="ELF"):
         open_btf([tmp_path / "x"])

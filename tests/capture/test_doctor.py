@@ -30,7 +30,7 @@ def test_a_host_with_everything_but_types_can_be_captured_in_full(tmp_path: Path
     assert found(verdict, "blacklist") == "__seamcall_saved_ret, tdh_vp_enter"
 
 
-def test_an_empty_machine_is_told_as_one(tmp_path: Path) -> None:
+def test_a_host_without_anything_is_reported(tmp_path: Path) -> None:
     """No /proc, no /sys: nothing is claimed to be there, nothing breaks."""
     verdict = examine(Host(tmp_path))
     assert verdict.can == "nothing"
@@ -73,7 +73,7 @@ def test_what_is_missing_has_a_loss_and_a_remedy(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_one_thing_less(
+def test_each_missing_feature_changes_the_verdict(
     tmp_path: Path, files: dict[str, str], can: str, name: str, wanted: str
 ) -> None:
     host = tdx_host(tmp_path)
@@ -141,7 +141,7 @@ def test_one_thing_less(
         ("6,1;virt/tdx: TDX-Module initialized\n", "initialised; version not named"),
     ],
 )
-def test_the_module_as_the_log_tells_it(tmp_path: Path, text: str, said: str) -> None:
+def test_the_module_release_is_read_from_the_log(tmp_path: Path, text: str, said: str) -> None:
     write(tmp_path, {"dev/kmsg": text})
     assert found(examine(Host(tmp_path)), "tdx_module") == said
 
@@ -178,7 +178,7 @@ def test_a_release_that_is_not_known_limits_what_is_known_of_locks(
         (("0x1", "0x5", "0x2bc", "20240301"), "1.5 build 700, lock generation B or C (sysfs)"),
     ],
 )
-def test_the_build_as_sysfs_of_6_8_tells_it(
+def test_the_module_build_is_read_from_sysfs_of_6_8(
     tmp_path: Path, numbers: tuple[str, ...], said: str
 ) -> None:
     names = ("major_version", "minor_version", "build_num", "build_date")
@@ -187,7 +187,7 @@ def test_the_build_as_sysfs_of_6_8_tells_it(
     assert found(examine(Host(tmp_path)), "tdx_module") == said
 
 
-def test_an_odd_sysfs_is_not_believed(tmp_path: Path) -> None:
+def test_an_implausible_sysfs_is_ignored(tmp_path: Path) -> None:
     folder = "sys/firmware/tdx/tdx_module"
     write(tmp_path, {f"{folder}/build_num": "?\n", "dev/kmsg": "6,1;tdx: module initialized\n"})
     assert found(examine(Host(tmp_path)), "tdx_module") == "initialised; version not named"

@@ -158,7 +158,7 @@ def test_the_old_recording_outlives_a_killed_one(
     assert list(tmp_path.glob("*.part")) == []
 
 
-def test_clean_leaves_what_is_in_use(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+def test_clean_keeps_instances_in_use(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
     running = Running(tracing, bench, tmp_path / "trace.dat")
     state = tracing.state()
     assert answered("capture", "clean").lines == ["nothing to clean"]
@@ -167,7 +167,7 @@ def test_clean_leaves_what_is_in_use(tracing: Tracing, bench: Path, tmp_path: Pa
     assert running.end()[0] == 0
 
 
-def test_clean_leaves_what_is_anothers(tracing: Tracing, bench: Path) -> None:
+def test_clean_keeps_instances_of_other_tools(tracing: Tracing, bench: Path) -> None:
     """Also what merely looks like ours."""
     spot = f"{bench}:0x1000"
     names = ("tdxtrace/mine_entry", "tdxtrace_x/mine_entry", "others/mine_entry")

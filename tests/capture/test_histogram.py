@@ -103,7 +103,7 @@ def test_the_command_counts_and_the_others_answer(bench: Path, tmp_path: Path) -
     assert "no single calls to select" in refused(2, "attempts", counts, "--leaf", "TDH.MEM.TRACK")
 
 
-def test_the_kernel_repeats_what_the_tables_call_retryable() -> None:
+def test_the_histogram_counts_the_retryable_statuses_of_the_tables() -> None:
     codes = retried_codes()
     words = pl.Series([code << 32 for code in codes], dtype=pl.UInt64)
     frame = pl.DataFrame({"status": words})

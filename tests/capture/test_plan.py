@@ -263,7 +263,7 @@ def test_scripts_are_shell(dialect: Dialect, release: str) -> None:
         (("--program", "x", "--btf", "y"), 2, "leave --from-kallsyms, --btf out"),
     ],
 )
-def test_bad_words(words: tuple[str, ...], status: int, said: str) -> None:
+def test_wrong_arguments_are_refused(words: tuple[str, ...], status: int, said: str) -> None:
     assert said in refused(status, "capture", "plan", *words)
 
 

@@ -77,7 +77,7 @@ def test_trace_cmd_reads_what_we_write(tracing: Tracing, bench: Path, tmp_path: 
     assert wrong_chains(tmp_path / "report.txt", csv) == []
 
 
-def test_a_full_buffer_is_told_while_it_happens(
+def test_a_full_buffer_is_reported_during_the_recording(
     tracing: Tracing, bench: Path, tmp_path: Path
 ) -> None:
     """Two threads that only call fill a buffer of 64 KiB while its reader is kept from running."""
@@ -101,7 +101,9 @@ def test_a_full_buffer_is_told_while_it_happens(
     assert trace.losses.filter(trace.losses["severity"] == "data_loss")["n_events"].sum() > 0
 
 
-def test_time_ends_it_and_the_command(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+def test_the_duration_ends_the_recording_and_its_command(
+    tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
     command = program("capture", "record", "--program", bench, "-o", tmp_path / "pages")
     command += ["--duration", "500ms", "--", str(bench), "--flood", "1", "300"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -168,7 +170,7 @@ def test_a_device_is_not_replaced(tracing: Tracing, bench: Path, tmp_path: Path)
         (("-o", "/absent/trace.dat"), 1, "cannot write"),
     ],
 )
-def test_bad_words(
+def test_wrong_arguments_are_refused(
     words: tuple[str, ...], status: int, said: str, tracing: Tracing, tmp_path: Path
 ) -> None:
     assert said in refused(status, "capture", "record", "-o", tmp_path / "x", *words)
@@ -180,7 +182,7 @@ def test_a_command_that_cannot_be_started(tracing: Tracing, bench: Path, tmp_pat
     assert "cannot record: No such file" in refused(1, *words)
 
 
-def test_a_kernel_without_wrappers_is_told_as_such(tracing: Tracing, tmp_path: Path) -> None:
+def test_a_kernel_without_wrappers_is_refused(tracing: Tracing, tmp_path: Path) -> None:
     if " tdh_mem_page_aug" in Path("/proc/kallsyms").read_text():
         pytest.skip("this kernel has TDX host code")
     said = refused(1, "capture", "record", "-o", tmp_path / "x")

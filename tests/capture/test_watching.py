@@ -53,7 +53,7 @@ def test_it_counts_what_was_done(seed: str, tracing: Tracing, bench: Path, tmp_p
     assert set(told["leaves"]) == {NAMES[leaf] for leaf in LEAVES.values()}
 
 
-def test_a_threshold_ends_it_and_all_is_gone(tracing: Tracing, bench: Path) -> None:
+def test_a_threshold_ends_it_and_removes_the_instance(tracing: Tracing, bench: Path) -> None:
     command = program("watch", "--program", bench, "--interval", "100ms", "--jsonl")
     command += ["--fail-on", "losses>=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)

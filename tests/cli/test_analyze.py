@@ -102,7 +102,7 @@ def test_brief_has_no_tables(trace: Path) -> None:
     assert "events_lost" in done.text or "LOST" in done.text
 
 
-def test_rows_may_be_limited_and_a_cut_is_told() -> None:
+def test_rows_may_be_limited_and_the_screen_says_so() -> None:
     done = answered("analyze", ZEROSTEP, "-n", "1")
     assert "more: 6 leaves, 7 episodes, 59 retried chains (-n 0: all)" in done.text
     assert "more:" not in answered("analyze", ZEROSTEP, "-n", "0").text
@@ -328,7 +328,7 @@ def test_a_time_that_the_trace_does_not_have_is_told(trace: Path) -> None:
     assert text.startswith("nothing to judge: no SEAMCALL was selected")
 
 
-def test_what_was_chosen_is_said_on_the_screen(trace: Path) -> None:
+def test_the_selection_is_printed_on_the_screen(trace: Path) -> None:
     text = answered("analyze", "log", trace, "--leaf", "TDH.MEM.PAGE.AUG", columns=120).text
     assert "only leaves TDH.MEM.PAGE.AUG" in text
     assert "TDH.MEM.PAGE.AUG" in text
@@ -421,14 +421,14 @@ def test_odd_names_can_be_mapped(tmp_path: Path) -> None:
     assert told["leaf_stats"][0]["leaf_name"] == "TDH.MEM.PAGE.REMOVE"
 
 
-def test_the_level_base_can_be_told(tmp_path: Path) -> None:
+def test_the_level_base_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text(aug("1.000001", "gpa=0x200000 level=1") + aug_ret("1.000002"))
     assert summary(path)["provenance"]["level_base"] == 0
     assert summary(path, "--level-base", "1")["provenance"]["level_base"] == 1
 
 
-def test_the_format_can_be_told(tmp_path: Path) -> None:
+def test_the_format_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("nothing\n" * 3000 + ONE_CALL)
     refused(1, "analyze", path)

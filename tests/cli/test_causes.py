@@ -41,7 +41,7 @@ def test_one_cause_can_be_asked_for(chains: Path) -> None:
     assert set(rows.filter(pl.col("rank") == 1)["cause"]) == {"unexplained"}
 
 
-def test_the_module_may_be_said(chains: Path) -> None:
+def test_the_module_may_be_given(chains: Path) -> None:
     for words in (("--generation", "b"), ("--module", "1.5.16")):
         rows = pl.read_csv(answered("busy-causes", chains, "--format", "csv", *words).stdout)
         assert set(rows["generations"].drop_nulls()) <= {"B"}

@@ -124,7 +124,7 @@ def test_several_words_are_explained_one_after_the_other() -> None:
         (("\x1b[31m",), "not a status word"),
     ],
 )
-def test_what_is_none_is_told_with_what_is(words: tuple[str, ...], said: str) -> None:
+def test_an_unknown_word_is_refused_with_the_known_ones(words: tuple[str, ...], said: str) -> None:
     assert said in refused(2, "decode", *words)
 
 

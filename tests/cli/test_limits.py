@@ -111,7 +111,7 @@ def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record
     assert "a traced attempt takes longer than one on a bare kernel" in text
 
 
-def test_a_wish_that_nothing_can_answer_says_so() -> None:
+def test_an_unsupported_target_is_reported() -> None:
     text = " ".join(answered("recommend", SAMPLE, "--at-most", "1 VM per year").text.split())
     assert "for 4 leaves together with 95 % confidence" in text
     assert "too long for one recording: 10,000 hosts for" in text
@@ -148,7 +148,7 @@ def test_a_rate_is_turned_into_a_target_for_each_leaf() -> None:
         (("attempts", SAMPLE, "--leaf", "TDH.MEM.PAGE.AUGG"), "TDH.MEM.PAGE.AUG"),
     ],
 )
-def test_wrong_words_get_one_clear_line(words: tuple[str | Path, ...], said: str) -> None:
+def test_wrong_arguments_are_reported_in_one_line(words: tuple[str | Path, ...], said: str) -> None:
     assert said in refused(2, *words)
 
 

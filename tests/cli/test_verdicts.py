@@ -85,7 +85,7 @@ def test_an_undecided_one_says_what_would_decide(tmp_path: Path) -> None:
     assert all(f"(kernel_messages seq {n})" in text for n in range(1, 5))
 
 
-def test_nothing_to_judge_is_said(trace: Path) -> None:
+def test_a_trace_without_findings_is_reported(trace: Path) -> None:
     assert "no problems found" in answered("verdicts", trace).text
 
 

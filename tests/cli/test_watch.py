@@ -135,7 +135,7 @@ def test_prometheus_is_answered() -> None:
         (("-", "--fail-on", "problems>0"), 2, "watch computes no verdicts"),
     ],
 )
-def test_bad_words(words: tuple[str, ...], status: int, said: str) -> None:
+def test_wrong_arguments_are_refused(words: tuple[str, ...], status: int, said: str) -> None:
     assert said in refused(status, "watch", *words)
 
 

@@ -111,7 +111,7 @@ def test_traces_and_facts_may_be_in_an_object_store(traces: Path, facts: Path, b
         trace_inputs([f"{bucket}/nothing"])
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(InputError, match=r"pip install 'tdxtrace\[fleet\]'"):

@@ -90,7 +90,7 @@ def test_hosts_that_are_alike_give_nearly_the_limit_of_one_recording(tmp_path: P
     assert row["without_low"] is not None
 
 
-def test_intervals_know_that_hosts_differ(tmp_path: Path) -> None:
+def test_intervals_are_wider_if_hosts_differ(tmp_path: Path) -> None:
     counts = count_fleet(fleet(tmp_path, [0.02, 0.4] * 5))
     first = pl.col("by") == "leaf", pl.col("unit") == "attempts", pl.col("within") == 1
     (row,) = curves_of(counts.of_hosts()).filter(*first).to_dicts()
@@ -100,7 +100,7 @@ def test_intervals_know_that_hosts_differ(tmp_path: Path) -> None:
     assert row["done_high"] - row["done_low"] == pytest.approx(2 * 2.26 * 0.063, rel=0.25)
 
 
-def test_one_odd_host_carries_the_tail(tmp_path: Path) -> None:
+def test_one_outlier_host_has_most_of_the_tail(tmp_path: Path) -> None:
     place = tmp_path / "facts"
     for number in range(9):
         write_part(place, f"host{number}", requests(500, 0.1, seed=number))
@@ -126,7 +126,7 @@ def test_days_of_one_host_are_one_cluster(tmp_path: Path) -> None:
     assert row["n_hosts"] == 2
 
 
-def test_one_host_says_nothing_of_others(tmp_path: Path) -> None:
+def test_limits_of_one_host_are_not_given_for_others(tmp_path: Path) -> None:
     row = row_of(fleet_limits(fleet(tmp_path, [0.1]), Target(0.05)))
     assert str(row["reason"]).startswith("of one host: nothing is known of others")
     assert row["n_without"] == 0

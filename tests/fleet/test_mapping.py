@@ -95,16 +95,14 @@ def test_facts_hold_no_names_and_addresses(traces: Path, facts: Path) -> None:
     assert not [name for name in names if name in content]
 
 
-def test_what_is_there_is_not_done_again(traces: Path, facts: Path) -> None:
+def test_existing_parts_are_not_counted_again(traces: Path, facts: Path) -> None:
     before = digest_of(facts)
     again = mapped(facts, traces)
     assert (again.n_there, again.n_done) == (4, 0)
     assert digest_of(facts) == before
 
 
-def test_a_driver_that_was_killed_goes_on_where_it_was(
-    traces: Path, facts: Path, tmp_path: Path
-) -> None:
+def test_a_killed_driver_resumes(traces: Path, facts: Path, tmp_path: Path) -> None:
     inputs = trace_inputs([str(traces)])
     place = open_storage(str(tmp_path / "facts"))
     with pytest.raises(KeyboardInterrupt):
@@ -114,7 +112,7 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(
     assert digest_of(tmp_path / "facts") == digest_of(facts)
 
 
-def test_a_part_without_its_mark_does_not_count_and_is_done_again(
+def test_a_part_without_provenance_is_ignored_and_counted_again(
     traces: Path, facts: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "facts"
@@ -157,7 +155,7 @@ def test_a_copy_of_a_trace_counts_once(traces: Path, tmp_path: Path) -> None:
     assert mapped(tmp_path / "facts", tmp_path / "a", tmp_path / "b").n_done == 0
 
 
-def test_whose_a_trace_is_says_its_place(traces: Path, tmp_path: Path) -> None:
+def test_the_path_of_a_trace_gives_its_identity(traces: Path, tmp_path: Path) -> None:
     place = tmp_path / "traces" / "rack 1" / "2026-11-30"
     place.mkdir(parents=True)
     shutil.copy(traces / "host0.dat", place / "a-1.5.34.dat")
@@ -189,7 +187,7 @@ def test_names_of_hosts_are_hashed_with_a_key(traces: Path, tmp_path: Path) -> N
     assert b"host0" not in written
 
 
-def test_facts_that_are_missing_or_damaged_are_told(facts: Path, tmp_path: Path) -> None:
+def test_missing_or_damaged_facts_are_reported(facts: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no facts of format"):
         facts_at(tmp_path)
     copy = tmp_path / "facts"
@@ -214,7 +212,7 @@ def test_a_condition_selects_traces(facts: Path) -> None:
 
 
 @pytest.mark.parametrize("run", [die_first, die_before_answer])
-def test_a_worker_that_dies_is_tried_again(
+def test_the_task_of_a_dead_worker_is_retried(
     run: Run, traces: Path, facts: Path, tmp_path: Path
 ) -> None:
     engine = LocalEngine(2)
@@ -228,7 +226,9 @@ def test_a_worker_that_dies_is_tried_again(
     assert digest_of(tmp_path / "facts") == digest_of(facts)
 
 
-def test_a_trace_that_kills_workers_takes_no_other_with_it(traces: Path, tmp_path: Path) -> None:
+def test_a_trace_that_kills_workers_does_not_fail_other_traces(
+    traces: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "traces"
     folder.mkdir()
     shutil.copy(traces / "host0.dat", folder / "a-poison.dat")

@@ -251,7 +251,7 @@ def test_probes_with_odd_names_are_known_by_their_address(tmp_path: Path) -> Non
         (Recording(LITTLE, (b"", b"")).v7(), "has no trace data: all its buffers are empty"),
     ],
 )
-def test_what_cannot_be_read_is_said(data: bytes, message: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=message):
         _read(tmp_path, data)
 

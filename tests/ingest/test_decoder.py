@@ -264,7 +264,7 @@ def _inside(n: int, *, enters: bool = True, status: int = 0, leaf: int = AUG) ->
     return [*made, Told("aug return", 7, {"status": status})]
 
 
-def test_seamcalls_inside_a_wrappers_call_stand_for_it() -> None:
+def test_seamcalls_inside_a_wrapper_replace_it() -> None:
     made = decoded([_inside(2, status=5)], referee)
     rows = made.tables["seamcalls"].select("td_id", "gpa", "level", "status", "probe").rows()
     assert rows == [(1, 0x5000, 0, 8, "seamcall"), (1, 0x5000, 0, 5, "seamcall")]
@@ -369,7 +369,7 @@ def test_every_event_is_in_a_row_or_counted(story: list[Told]) -> None:
         assert rows["seq"].is_unique().all() if "seq" in rows else True
 
 
-def test_what_never_ends_is_forgotten() -> None:
+def test_open_calls_are_dropped_after_a_limit() -> None:
     sink = MemorySink()
     made = Decoder(0, EVENTS, SourceStats(), sink)
     made.feed(batch_of([Told("aug entry", ts_ns=5), Told("kvm:kvm_entry", ts_ns=5)]))
@@ -394,7 +394,7 @@ def test_a_reason_to_exit_counts_on_intels_processors(
     assert rows["exit_reason"].to_list() == [expected]
 
 
-def test_a_negative_errno_stands_for_the_reason() -> None:
+def test_a_negative_errno_replaces_the_reason() -> None:
     exits = [{"reason": 8, "signed_errno": (1 << 64) - 4}, {"reason": 8, "signed_errno": 0}]
     exits += [{"reason": 8}, {"errno": 11}]
     events = [Told("kvm:kvm_userspace_exit", slots=slots) for slots in exits]
@@ -474,5 +474,5 @@ def test_what_does_not_fit_a_column_is_null(numbers: list[int]) -> None:
     assert rows.schema == pl.Schema(SEAMCALLS.schema)
 
 
-def test_every_slot_that_a_test_tells_is_one() -> None:
+def test_every_slot_used_in_these_tests_exists() -> None:
     assert {*_OF_ENTRY, *_OF_RETURN} <= {*SLOTS}

@@ -51,7 +51,7 @@ def told(text: str | bytes) -> str:
         ("Hello,\n\nhere is my trace:\n\n" + FTRACE, "ftrace"),
     ],
 )
-def test_formats_are_told_by_their_lines(text: str, form: str) -> None:
+def test_formats_are_detected_by_their_lines(text: str, form: str) -> None:
     assert told(text) == form
 
 
@@ -73,7 +73,7 @@ def test_formats_are_told_by_their_lines(text: str, form: str) -> None:
         (b"\x1b[31mred\x1b[0m\n", ["\\x1b"]),
     ],
 )
-def test_what_is_no_trace_is_told_with_what_it_looks_like(head: bytes, words: list[str]) -> None:
+def test_other_files_are_refused_with_a_description(head: bytes, words: list[str]) -> None:
     with pytest.raises(FormatError) as error:
         told(head)
     message = str(error.value)
@@ -109,7 +109,7 @@ def test_a_format_of_a_later_version_counts_lines_of_events() -> None:
     assert (form.name, form.unit, form.holds) == ("of later", "line", "events")
 
 
-def test_a_format_can_be_told() -> None:
+def test_a_format_can_be_given() -> None:
     for form in FORMATS:
         assert format_named_by_user(form.name) == form
     text = "nothing\n" * 3000 + ONE_CALL
@@ -119,6 +119,6 @@ def test_a_format_can_be_told() -> None:
     assert trace.seamcalls.height == 1
 
 
-def test_a_format_that_does_not_exist_is_told_with_those_that_do() -> None:
+def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
     with pytest.raises(QueryError, match=r"unknown format 'xml'; there are: .*perf-script"):
         read_text(ONE_CALL, input_format="xml")

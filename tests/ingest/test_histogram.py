@@ -84,7 +84,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         read_histogram(path)
 
 
-def test_a_histogram_is_told_by_how_it_begins(tmp_path: Path) -> None:
+def test_a_histogram_is_detected_by_its_first_line(tmp_path: Path) -> None:
     path = written(tmp_path / "counts.json", HEAD)
     assert is_histogram(path)
     assert not is_histogram(tmp_path)

@@ -38,7 +38,7 @@ HEAD = "# tracer: nop\n#\n# entries-in-buffer/entries-written: {}/{}   #P:2\n#\n
 TWO_CPUS = call(10) + call(20, tid=8, cpu=2) + call(30)
 
 
-def test_an_overwritten_buffer_is_told_by_the_header() -> None:
+def test_the_header_reveals_an_overwritten_buffer() -> None:
     trace = read_text(HEAD.format(6, 41484) + TWO_CPUS)
     rows = losses_of(trace, "overwritten")
     assert [row["n_events"] for row in rows if row["cpu"] is None] == [41478]
@@ -182,7 +182,7 @@ def test_what_stayed_unpaired_is_counted_and_stands_for_no_line() -> None:
         assert (row["n_events"], row["n_lines"], row["severity"]) == (n, 0, "info")
 
 
-def test_where_all_is_paired_nothing_is_said() -> None:
+def test_complete_pairs_cause_no_loss() -> None:
     trace = read_text(call(10) + call(20))
     assert trace.losses.is_empty()
 

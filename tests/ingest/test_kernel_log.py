@@ -435,7 +435,7 @@ def test_a_message_that_is_no_utf8_comes_as_bytes() -> None:
     assert only(read_text(log(journal(list(FAILED.encode())))))["text"] == FAILED
 
 
-def test_only_the_kernel_is_believed() -> None:
+def test_only_messages_of_the_kernel_count() -> None:
     """Any user of the host can make a line of syslog, root one of /dev/kmsg."""
     forged = log(
         "Jun 24 11:07:17 host mallory: " + FAILED,
@@ -518,7 +518,7 @@ def test_text_that_speaks_of_tdx_is_no_log() -> None:
         detect_text(b"TDX is a technology.\nSEAMCALL is an instruction.\n", "x")
 
 
-def test_what_the_rate_limit_swallowed_is_a_loss_and_a_lower_bound() -> None:
+def test_messages_suppressed_by_the_rate_limit_are_a_loss() -> None:
     trace = read_text(log(at(1, FAILED), at(6, "pr_tdx_error: 503 callbacks suppressed")))
     only(trace)
     (row,) = trace.losses.filter(pl.col("kind") == "suppressed").to_dicts()
@@ -563,7 +563,7 @@ def test_times_of_several_boots_cannot_be_compared(lines: list[str]) -> None:
         (log(at(1, "CPU 0/KVM-7 [001] ..... 1.000001: kvm_entry: vcpu 0")), "kernel-log"),
     ],
 )
-def test_a_log_is_told_by_its_lines(text: str, form: str) -> None:
+def test_a_log_is_detected_by_its_lines(text: str, form: str) -> None:
     assert detect_text(text.encode(), "x").name == form
 
 

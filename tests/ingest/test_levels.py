@@ -45,7 +45,7 @@ def concluded(
         ("", 0, "no levels"),
     ],
 )
-def test_the_base_is_found_out_from_the_levels(text: str, expected: int, why: str) -> None:
+def test_the_base_is_detected_from_the_levels(text: str, expected: int, why: str) -> None:
     found, evidence = base(text)
     assert found == expected
     assert why in evidence
@@ -55,29 +55,31 @@ def test_the_base_is_found_out_from_the_levels(text: str, expected: int, why: st
     ("kernel", "expected"),
     [("6.16.1", 0), ("6.18.44-foo", 0), ("6.19.0", 0), ("7.1.3", 0), ("7.2.0-rc1", 1)],
 )
-def test_where_levels_do_not_tell_the_kernels_version_does(kernel: str, expected: int) -> None:
+def test_without_decisive_levels_the_kernel_version_determines_the_base(
+    kernel: str, expected: int
+) -> None:
     found, evidence = base("S512^1", None, kernel)
     assert found == expected
     assert kernel in evidence
 
 
-def test_two_kernels_that_differ_tell_nothing() -> None:
+def test_two_kernels_that_differ_do_not_determine_the_base() -> None:
     assert base("S512^1", None, "6.16", "7.2")[1].startswith("assumed")
     assert base("S512^1", None, None, "7.2")[0] == 1
 
 
-def test_levels_are_believed_before_the_version() -> None:
+def test_levels_take_precedence_over_the_version() -> None:
     assert base("S1^0", None, "7.2")[0] == 0
     assert base("S1^1", None, "6.16")[0] == 1
 
 
 @pytest.mark.parametrize("told", [0, 1])
-def test_the_user_is_believed_before_all(told: int) -> None:
+def test_the_base_given_by_the_user_takes_precedence(told: int) -> None:
     assert base("S1^0", told, "6.16") == (told, "given by the user")
     assert base("S1^1", told, "7.2") == (told, "given by the user")
 
 
-def test_levels_are_brought_to_the_modules_count() -> None:
+def test_levels_are_normalized_to_the_modules_numbering() -> None:
     calls = story("S512^1 S1024^2 septS1^3 trackS").seamcalls
     assert normalize_levels(calls, 1)["level"].to_list() == [0, 1, 2, None]
     assert normalize_levels(calls, 0).equals(calls)

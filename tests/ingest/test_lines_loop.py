@@ -159,7 +159,7 @@ def test_the_interpreted_run_agrees_on_any_text(odd: list[bytes], path: Path) ->
         both_ways(text, patterns, n_events, 9, 300, 9)
 
 
-def test_nothing_is_known_of_a_first_line() -> None:
+def test_the_first_line_fits_no_pattern() -> None:
     patterns = TextReader(LineReader("ftrace", EventRegistry(), SourceStats())).patterns.packed()
     assert both_ways(b"\n" * 5, patterns, 0, 9, 300, 9)[:3] == (5, 5, 0)
     assert both_ways(b"a-1 [000] 1.000001: x: y\n", patterns, 0, 9, 300, 9)[5] == 1
@@ -311,7 +311,7 @@ def test_without_numba_large_text_is_read_one_line_at_a_time(
     }
 
 
-def test_lines_that_teach_nothing_take_few_passes_of_the_loop() -> None:
+def test_lines_without_new_patterns_take_few_passes_of_the_loop() -> None:
     """Each pass takes room for all lines that are left: one for 256 of them took 20 GB."""
     passes = 0
 

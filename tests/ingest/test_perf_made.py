@@ -97,7 +97,7 @@ def test_layouts_of_samples(kind: int, tmp_path: Path) -> None:
     assert trace.seamcalls.select("gpa", "status", "end_ns").rows() == [(0x1000, BUSY, START + 9)]
 
 
-def test_events_of_several_layouts_are_told_apart_by_their_id(tmp_path: Path) -> None:
+def test_events_of_several_layouts_are_distinguished_by_their_id(tmp_path: Path) -> None:
     kinds = {ENTER: IDENTIFIER | USUAL | CALLCHAIN, EXIT: IDENTIFIER | USUAL & ~IP}
     made = PerfRecording(sample_types=kinds)
     m = made.machine
@@ -166,7 +166,7 @@ def test_lost_samples_have_a_place_and_a_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [96, 1 << 20])
-def test_losses_at_no_time_are_behind_what_is_in_front_of_them(
+def test_losses_without_a_time_follow_the_samples_before_them(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ``sample_id_all``: wherever blocks end."""

@@ -36,13 +36,13 @@ def test_trace_cmd_is_known_by_its_first_line() -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"\xff\xfe\n", b"cpus=x\n", b"# os release\n", b"#\n"])
-def test_where_there_is_nothing_nothing_is_said(head: bytes) -> None:
+def test_without_comments_the_provenance_is_empty(head: bytes) -> None:
     header = read_comments(head)
     assert (header.kernel, header.tool, header.clock) == (None, None, None)
     assert (header.entries_kept, header.entries_written) == (None, None)
 
 
-def test_the_provenance_holds_what_was_said() -> None:
+def test_the_provenance_has_the_comments() -> None:
     source = read_text(PERF.decode() + ONE_CALL).provenance.sources[0]
     assert (source.kernel, source.tool, source.clock) == ("6.18.44", "perf 6.1.187", "monotonic")
     assert source.n_headers == 5

@@ -92,7 +92,7 @@ def test_other_files_are_no_pages(tracefs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("upper", [0, 0xFFFFFFFF], ids=["plain", "sign-extended"])
-def test_the_first_page_may_tell_of_lost_events(upper: int, tracefs: Path, tmp_path: Path) -> None:
+def test_the_first_page_may_report_lost_events(upper: int, tracefs: Path, tmp_path: Path) -> None:
     """A recorder that comes late finds the flag on its first page, as the kernel adds it."""
     page = bytearray((tracefs / "per_cpu" / "cpu1" / "trace_pipe_raw").read_bytes()[:4096])
     flagged = int.from_bytes(page[8:12], "little") | 1 << 31

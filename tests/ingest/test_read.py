@@ -273,7 +273,7 @@ def test_calls_do_not_pair_across_inputs() -> None:
     assert trace.seamcalls["n_lines"].to_list() == [1, 1]
 
 
-def test_no_path_at_all_is_told() -> None:
+def test_a_missing_path_is_refused() -> None:
     with pytest.raises(InputError, match="no input named"):
         read_trace()
 
@@ -316,7 +316,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_cut_last_line_is_told(cut: int) -> None:
+def test_a_truncated_last_line_is_a_loss(cut: int) -> None:
     text = ONE_CALL + ONE_CALL.splitlines()[0][:cut]
     trace = read(text)
     assert trace.seamcalls.filter(pl.col("end_ns").is_not_null()).height == 1
@@ -444,7 +444,7 @@ def both(inner: list[tuple[int, int]], outer_status: int) -> str:
 NO_ENTROPY = 0x8000_0203_0000_0000
 
 
-def test_the_seamcalls_inside_a_wrapper_stand_for_it() -> None:
+def test_the_seamcalls_inside_a_wrapper_replace_it() -> None:
     text = both([(10, NO_ENTROPY), (20, NO_ENTROPY), (30, 0)], 0) * 1
     trace = read(text)
     rows = trace.seamcalls.select("probe", "status", "gpa", "td_id", "level").rows()
@@ -496,7 +496,7 @@ def test_a_seamcall_of_a_thread_without_wrapper_is_not_inside_anothers() -> None
     assert rows.sort("tid").select("tid", "probe").rows() == [(7, "wrapper"), (8, "seamcall")]
 
 
-def test_one_line_returns_inside_a_wrapper_stand_for_it_too() -> None:
+def test_one_line_returns_inside_a_wrapper_replace_it() -> None:
     done = (
         "sc_ret: (tdh_mem_page_aug+0x9b/0xb0 <- __seamcall_ret) ret={:#x} fn=0x6 rcx=0x803 rdx=0x1"
     )
@@ -536,7 +536,7 @@ def test_threads_do_not_stand_for_each_other() -> None:
 # Bad words.
 
 
-def test_a_mapping_that_is_none_is_told() -> None:
+def test_a_malformed_mapping_is_refused() -> None:
     with pytest.raises(QueryError, match="not a mapping"):
         read_text(ONE_CALL, mappings=["x"])
 

@@ -92,7 +92,7 @@ def test_common_fields_are_where_the_formats_have_them(
 
 
 @given(st.lists(st.integers(-3, 9), max_size=30))
-def test_threads_are_told_once_if_their_numbers_are_usual(tids: list[int]) -> None:
+def test_threads_with_common_numbers_are_recorded_once(tids: list[int]) -> None:
     is_known, fresh, n = np.zeros(5, np.bool_), np.zeros(30, np.int32), 0
     is_known[2] = True
     for tid in tids:

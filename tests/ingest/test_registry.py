@@ -184,7 +184,7 @@ def test_the_symbol_is_believed_before_the_name() -> None:
         ("block_rq_complete_ret", "(0x1 <- 0x2)"),
     ],
 )
-def test_a_probe_that_nothing_tells_of_is_unmapped(name: str, args: str) -> None:
+def test_a_probe_of_unknown_function_is_unmapped(name: str, args: str) -> None:
     assert known(name, args).kind == "unmapped"
 
 
@@ -243,12 +243,12 @@ def test_a_mapping_says_what_a_name_probes(
 
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "=aug", "x=aug:both", "x=:return"])
-def test_what_is_no_mapping_is_told(text: str) -> None:
+def test_a_malformed_mapping_is_reported(text: str) -> None:
     with pytest.raises(QueryError, match="not a mapping"):
         mapping_of(text)
 
 
-def test_a_mapping_to_nothing_known_is_told() -> None:
+def test_a_mapping_to_an_unknown_function_is_refused() -> None:
     with pytest.raises(QueryError, match="unknown function"):
         mapping_of("x=tdh_mem_page_frobnicate")
 
@@ -415,7 +415,7 @@ def test_a_lower_layer_return_that_names_no_leaf_is_no_row() -> None:
     assert columns(text, "leaf", "n_lines") == [(6, 2)]
 
 
-def test_entering_a_vcpu_is_seen_by_its_caller() -> None:
+def test_a_probe_on_the_caller_records_vcpu_entries() -> None:
     """tdh_vp_enter cannot be probed: tdx_vcpu_run, with offsets into struct vcpu_tdx, can."""
     text = "".join(
         [
@@ -434,7 +434,7 @@ def test_entering_a_vcpu_is_seen_by_its_caller() -> None:
     assert rows == [(0, BUSY, "vcpu_run"), (0, 0x30, "vcpu_run")]
 
 
-def test_vcpu_run_without_a_status_is_not_a_call_that_never_returned() -> None:
+def test_tdx_vcpu_run_without_a_status_is_no_unfinished_call() -> None:
     text = line("1.000001", "vpenter: (tdx_vcpu_run+0x0/0x90 [kvm_intel]) status=0x30 vcpu=3")
     assert columns(text, "leaf", "status") == [(0, 0x30)]
 

@@ -124,7 +124,7 @@ def test_a_file_cut_in_its_header_is_one_clear_line(kind: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_a_packed_nothing_is_no_trace(kind: str) -> None:
+def test_an_empty_compressed_file_is_refused(kind: str) -> None:
     with pytest.raises(InputError, match="no text"):
         read_text(PACK[kind](b""))
 
@@ -426,7 +426,7 @@ def test_the_file_is_closed_after_reading(tmp_path: Path) -> None:
     assert len([*folder.iterdir()]) <= before
 
 
-def test_progress_tells_bytes_read_and_the_size(tmp_path: Path) -> None:
+def test_progress_reports_bytes_read_and_the_size(tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_bytes(TEXT)
     told: list[tuple[str, int, int | None]] = []

@@ -43,13 +43,15 @@ def test_an_input_that_cannot_be_read_leaves_nothing(disk: Path) -> None:
     assert not list(disk.iterdir())
 
 
-def test_a_disk_that_would_get_full_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_would_become_full_is_reported_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((1, 1, 9, 9, 9, 9, 9, 9, 0, 9)))
     with pytest.raises(InputError, match="is almost full: 0 MiB left, 1 MiB needed next"):
         read([SAMPLES / "contended.txt"], ReadOptions(memory=1))
 
 
-def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_that_does_not_fit_is_refused_with_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trace = read_whole(SAMPLES / "contended.txt")
     monkeypatch.setattr(pipeline, "_UNCHECKED_BYTES", 0)
     with pytest.raises(InputError, match=r"retry_chains of 2,011 SEAMCALLs .* convert TRACE"):

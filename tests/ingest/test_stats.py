@@ -160,7 +160,7 @@ def test_the_span_is_that_of_all_cpus() -> None:
     assert (stats.span(), stats.cpus()) == ((10, 30), [1, 3])
 
 
-def test_nothing_heard_changes_nothing() -> None:
+def test_no_timestamps_change_nothing() -> None:
     stats = SourceStats()
     see(stats)
     assert stats.span() == (None, None)
@@ -173,7 +173,7 @@ def test_a_cpu_that_was_not_printed_counts_for_the_span_only() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_seeing_in_blocks_or_at_once_is_the_same(seed: int) -> None:
+def test_timestamps_may_come_in_blocks_or_at_once(seed: int) -> None:
     luck = np.random.default_rng(seed)
     cpus = luck.integers(-1, 5, 200).astype(np.int32)
     times = np.sort(luck.integers(0, 10**9, 200))

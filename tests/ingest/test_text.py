@@ -167,7 +167,7 @@ def test_events(event: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_heads(head: str) -> None:
+def test_prefixes_of_all_formats(head: str) -> None:
     patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "sched")]
     same(lines_of(patterns, 400, 2), "perf-script" if head in IN_PERF else "ftrace")
 

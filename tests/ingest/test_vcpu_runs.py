@@ -117,13 +117,11 @@ def test_a_return_without_an_entry_is_counted_if_kvm_entry_was_not_recorded(
         ("C L c", "CC"),
     ],
 )
-def test_an_entry_that_tdx_handle_exit_tells_of_again_counts_once(
-    story: str, expected: str
-) -> None:
+def test_an_entry_repeated_by_tdx_handle_exit_counts_once(story: str, expected: str) -> None:
     assert entries(story) == expected
 
 
-def test_without_threads_vcpus_are_told_apart_by_cpu() -> None:
+def test_without_threads_vcpus_are_distinguished_by_cpu() -> None:
     entry = "[00{}] 1.00000{}: kvm:kvm_entry: vcpu 0, rip 0x0\n"
     back = "[00{}] 1.00000{}: probe:run: (ffffffff81000000 <- ffffffff82000000) status=0xc\n"
     text = entry.format(1, 1) + "".join(
@@ -149,14 +147,14 @@ def test_a_probe_named_for_the_leaf_is_held_off_where_its_function_is_not_printe
     assert read_text(inside).seamcalls.height == 3
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_dropped_returns_are_counted() -> None:
     told = read("> < D d D d > < H h D").losses.filter(kind="noise").sort("detail")
     assert told.select("n_lines", "severity").rows() == [(3, "info"), (1, "info")]
     assert "tdx_handle_exit" in told["detail"][0]
     assert "held off" in told["detail"][1]
 
 
-def test_tdx_handle_exit_without_the_status_tells_nothing() -> None:
+def test_tdx_handle_exit_without_a_status_is_ignored() -> None:
     text = line("1.000001", "exits: (tdx_handle_exit+0x4/0x430 [kvm_intel]) fast=1")
     assert read_text(text + events("> < C H")).seamcalls.height == 2
 
@@ -174,7 +172,7 @@ def test_batches_may_end_anywhere(words: list[str]) -> None:
     assert pl.Series(in_parts.vm_entries["seq"].sort()).equals(whole.vm_entries["seq"].sort())
 
 
-def test_a_loss_of_each_tick_of_a_running_trace_is_looked_at() -> None:
+def test_losses_of_every_tick_are_used() -> None:
     """Each tick has as many losses as the one before, and others."""
     stats = SourceStats()
     runs = VcpuRuns(stats, interpreted)

@@ -38,7 +38,7 @@ def needs_more(request: Request, limit: int) -> bool | None:
 @given(st.lists(requests, max_size=40), st.sampled_from(EXACT_LIMITS))
 @example([(6, "open", 5), (6, "failed", 5)], 5)
 @example([(6, "succeeded", 127), (6, "succeeded", 128), (6, "abandoned", 200)], 127)
-def test_counts_tell_of_each_limit_what_the_requests_tell(told: list[Request], limit: int) -> None:
+def test_counts_give_the_same_shares_as_the_requests(told: list[Request], limit: int) -> None:
     table = COUNTED_ATTEMPTS.check(counted_attempts(counts_of(told), [limit]))
     for leaf in {request[0] for request in told}:
         answers = [needs_more(request, limit) for request in told if request[0] == leaf]

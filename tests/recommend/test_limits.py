@@ -234,7 +234,7 @@ def test_the_limit_of_the_recorded_kernel_is_no_chance() -> None:
 
 
 @pytest.mark.parametrize("text", ["B1 B1 S2 B3 B3 S4", "B1 B1 S2 B3 S4 B5 S6", "B1 B1 B1 S1 B2 S4"])
-def test_who_gives_up_by_chance_has_no_limit(text: str) -> None:
+def test_requests_abandoned_at_random_reveal_no_recorded_limit(text: str) -> None:
     assert limit_of(text, Target(0.3))["recorded_policy"] is None
 
 
@@ -395,7 +395,7 @@ def test_the_widest_unit_of_dependence_counts(kind: str, unit: str | None, withi
     assert row["done_low"] <= 1 - made.more(within) <= row["done_high"]
 
 
-def test_two_tds_that_differ_say_nothing_of_a_third() -> None:
+def test_two_tds_that_differ_support_no_limit_for_a_third() -> None:
     numbers = [n for _ in range(400) for n in (0, 1, 0, 0)]
     made = unlike.Made(np.array(numbers), lambda _: 0.5, np.arange(1600) % 2)
     chains = unlike.chains_of(made)

@@ -96,7 +96,7 @@ def test_mainline_makes_two_calls_with_a_kick_between(leaf: str, number: int) ->
 
 
 @pytest.mark.parametrize(("leaf", "number"), [("block", 7), ("track", 38), ("remove", 29)])
-def test_what_a_call_after_a_kick_meets_is_not_known_without_the_kick(
+def test_the_answer_after_a_kick_is_unknown_for_a_policy_without_kicks(
     leaf: str, number: int
 ) -> None:
     row = row_of(f"{leaf}B1 {leaf}B1 {leaf}S1 " + f"{leaf}S2 " * 8, "mainline", number)

@@ -58,7 +58,7 @@ def test_the_smallest_share_is_the_target_that_a_limit_keeps_and_none_below_it()
             assert row["limit"] == smallest["within"]
 
 
-def test_where_the_deepest_were_given_up_larger_numbers_are_no_better() -> None:
+def test_where_the_longest_requests_were_abandoned_larger_limits_are_no_better() -> None:
     told = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 200)))
     rows = analyze(told.trace).limit_statements.filter(unit="attempts", kind="asked")
     assert high(rows, 5) == high(rows, 1024) > 22 / 199

@@ -21,7 +21,7 @@ def shown(text: str) -> dict[str, Section]:
     return {s.name: s for s in sections(told) if s.name in NAMES}
 
 
-def test_what_has_no_content_is_not_shown() -> None:
+def test_sections_without_content_are_not_shown() -> None:
     assert list(shown("B1 S1 2/trackS")) == ["accept_rates"]
     assert not shown("9/trackS")
 
@@ -35,7 +35,7 @@ def test_accepting_says_its_rate_its_parts_and_intels_figures() -> None:
     assert len(section.grids[0].rows) == 1
 
 
-def test_without_entries_what_limits_is_not_said() -> None:
+def test_without_entries_the_limiting_part_is_unknown() -> None:
     section = shown("S1 S2")["accept_rates"]
     assert section.says[1].startswith("What limits it is not known: entries of the vCPUs")
     assert section.grids[0].rows[0][6] == "-"
@@ -50,7 +50,7 @@ def test_a_life_is_a_row_for_each_phase() -> None:
     assert section.says[1].startswith("Retries took ")
 
 
-def test_what_guests_ask_is_listed_by_function() -> None:
+def test_tdvmcalls_are_listed_by_function() -> None:
     section = shown(">H >H >C exit3 >X >C")["tdvmcalls"]
     assert [row[:2] for row in section.grids[0].rows] == [
         *(("Instruction.HLT", "2"), ("MapGPA", "1"), ("TDCALL", "1"))

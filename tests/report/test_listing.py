@@ -133,7 +133,7 @@ def test_times_of_the_clock_are_not_durations() -> None:
         ("wall", "                  ts text", "1970-01-01 00:14:57.162769Z SEAMCALL TDH_VP_INIT"),
     ],
 )
-def test_of_a_log_the_message_is_shown_first(clock: str, title: str, shown: str) -> None:
+def test_the_message_column_of_a_log_comes_first(clock: str, title: str, shown: str) -> None:
     text = "SEAMCALL TDH_VP_INIT failed: 0x8000020000000080, rcx 0x5, rdx 0x400"
     at = {"source": 0, "seq": 2, "ts_ns": 897_162_769_000}
     rows = pl.DataFrame(at | {"message": "seamcall_failed", "text": text})
@@ -142,7 +142,7 @@ def test_of_a_log_the_message_is_shown_first(clock: str, title: str, shown: str)
     assert lines[1].startswith(shown)
 
 
-def test_a_cut_says_how_many_rows_are_left_out(findings: Findings) -> None:
+def test_a_truncated_table_gives_the_number_of_omitted_rows(findings: Findings) -> None:
     rows = findings.policies
     assert rows.height > 3
     assert f"{rows.height - 2} more rows (-n 0: all)" in drawn(policies_text(rows, 2), 80)

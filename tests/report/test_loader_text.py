@@ -31,7 +31,7 @@ def test_an_update_says_how_long_it_kept_which_cpus() -> None:
     assert f"P-SEAMLDR: {says}." in quality.section(findings).says
 
 
-def test_an_update_that_has_to_be_asked_for_again_says_so() -> None:
+def test_a_repeated_update_call_is_reported() -> None:
     calls = read_text(_updated("8000000000030000")).loader_calls
     assert loader_sentences(calls)[0].endswith(
         "; 1 of 2 answers no success, first PSEAMLDR_EINTERRUPT"

@@ -12,7 +12,7 @@ def answers(text: str) -> dict[str, str]:
     return dict(questions(analyze(story(text).trace)))
 
 
-def test_what_was_given_up_is_not_said_to_need_more_than_was_seen() -> None:
+def test_abandoned_requests_are_not_counted_as_needing_more() -> None:
     # Nine requests are given up at the third busy answer.
     text = " ".join(f"B{p} B{p} B{p}" if p % 5 == 0 else f"S{p}" for p in range(1, 49))
     said = answers(text)
@@ -22,7 +22,7 @@ def test_what_was_given_up_is_not_said_to_need_more_than_was_seen() -> None:
     assert "not known beyond 3" in said["What breaks with 5?"]
 
 
-def test_what_breaks_is_said_of_each_leaf() -> None:
+def test_the_consequence_of_a_limit_is_given_for_each_leaf() -> None:
     text = " ".join(f"{f'blockB{p} ' * 6}blockS{p} {f'B{p} ' * 3}S{p}" for p in range(1, 9))
     said = answers(text)
     assert "none would have reached a limit of 1024" in said["16 attempts or 1024?"]

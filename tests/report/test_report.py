@@ -308,7 +308,7 @@ def test_each_problem_has_evidence_a_rule_and_what_to_do(contended: Findings) ->
     assert not shown[1].grids[0].rows[2][-1].endswith("\u2026"), "sentences are not cut"
 
 
-def test_what_has_no_content_is_only_named(contended: Findings) -> None:
+def test_sections_without_content_are_named_only(contended: Findings) -> None:
     text = report(contended, "md").decode()
     assert "## Loops without progress" not in text
     assert "Not shown: " in text
@@ -326,7 +326,7 @@ def test_the_brief_fits_a_mail(name: str, request: pytest.FixtureRequest) -> Non
 
 
 @pytest.mark.parametrize("text", STORIES)
-def test_a_brief_of_little_is_short(text: str) -> None:
+def test_the_brief_of_an_empty_trace_is_short(text: str) -> None:
     assert 5 < len(report(analyze(story(text).trace), "brief").splitlines()) < 30
 
 

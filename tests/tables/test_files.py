@@ -133,7 +133,7 @@ def test_the_files_of_a_folder_appear_when_all_are_written(is_there: bool, tmp_p
 
 @pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError(28, "no space")])
-def test_of_a_folder_that_is_not_whole_nothing_is_left(
+def test_an_incomplete_folder_leaves_no_files(
     is_there: bool, error: BaseException, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"

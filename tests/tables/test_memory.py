@@ -23,7 +23,7 @@ def test_sizes_are_powers_of_1024(text: str, n_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1G", "G", "1P", "lots", "1G\n2"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_a_malformed_size_is_refused(text: str) -> None:
     with pytest.raises(QueryError, match=r"not a size: .*; write 800M"):
         parse_size(text)
 

@@ -170,7 +170,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_provenance_that_nobody_writes_is_damaged(kind: str, copied: Path) -> None:
+def test_invalid_provenance_is_reported_as_damage(kind: str, copied: Path) -> None:
     folder, change = copied, STRANGE[kind]
     facts = json.loads((folder / "provenance.json").read_text())
     told = facts["provenance"]
@@ -201,7 +201,7 @@ def _rewritten(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], **fac
         (lambda rows: rows.with_columns(start_ns=pl.col("end_ns") + 1), "end is not before start"),
     ],
 )
-def test_rows_that_nobody_reads_from_a_trace_are_refused(
+def test_stored_rows_that_no_trace_has_are_refused(
     change: Callable[[pl.DataFrame], pl.DataFrame], message: str, copied: Path
 ) -> None:
     _rewritten(copied / "seamcalls.parquet", change)
@@ -219,7 +219,7 @@ def test_a_store_that_unpacks_to_far_more_than_traces_do_is_refused(
     assert read_inputs([copied], ReadOptions(unpacked=1 << 30)).seamcalls.height > 1000
 
 
-def test_a_table_that_is_no_file_is_not_waited_for(copied: Path) -> None:
+def test_a_table_that_is_a_pipe_is_refused_at_once(copied: Path) -> None:
     (copied / "losses.parquet").unlink()
     os.mkfifo(copied / "losses.parquet")
     with pytest.raises(InputError, match=r"losses.parquet: it is missing or not a file"):
@@ -238,7 +238,7 @@ def test_a_table_damaged_anywhere_is_named_and_not_read(name: str, copied: Path)
             tdxtrace.read_trace(copied)
 
 
-def test_tables_that_somebody_made_to_be_misread_are_read_or_named(copied: Path) -> None:
+def test_crafted_tables_are_read_or_refused(copied: Path) -> None:
     luck = random.Random(1)
     path = copied / "threads.parquet"
     whole = path.read_bytes()

@@ -37,7 +37,7 @@ def _started(parent: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         process.kill()
 
 
-def test_a_folder_goes_away_with_what_holds_it(tmp_path: Path) -> None:
+def test_a_folder_is_removed_with_its_owner(tmp_path: Path) -> None:
     folder = TemporaryFolder(tmp_path)
     assert folder.path.stat().st_mode & 0o777 == 0o700
     del folder
@@ -45,7 +45,7 @@ def test_a_folder_goes_away_with_what_holds_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_folder_goes_away_with_a_signal_that_ends_the_process(
+def test_a_folder_is_removed_by_a_signal_that_ends_the_process(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     with _started(tmp_path) as (process, folder):
@@ -55,7 +55,7 @@ def test_a_folder_goes_away_with_a_signal_that_ends_the_process(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed_and_of_a_live_one_is_not(tmp_path: Path) -> None:
+def test_folders_of_killed_processes_are_removed_and_of_running_ones_kept(tmp_path: Path) -> None:
     with _started(tmp_path) as (_, folder):
         remove_abandoned(tmp_path)
         assert folder.is_dir()
@@ -64,7 +64,7 @@ def test_what_a_killed_process_left_is_removed_and_of_a_live_one_is_not(tmp_path
     assert list(tmp_path.iterdir()) == [mine.path]
 
 
-def test_a_folder_whose_lock_is_held_is_of_a_process_that_cannot_be_seen(tmp_path: Path) -> None:
+def test_a_folder_whose_lock_is_held_is_kept(tmp_path: Path) -> None:
     """Of another container, say, that shares the disk."""
     folder = tmp_path / "tdxtrace-store-1-999999999-abc"
     folder.mkdir()
@@ -87,7 +87,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (own / "owner").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"cannot write temporary tables in .*none: .*; set TMPDIR"
     ):

@@ -101,7 +101,7 @@ def test_the_confusion_table_counts_every_attempt_once() -> None:
     assert sum(numbers) == sum(counts[" ".join(w)] for w in words if len(w) == 3)
 
 
-def test_what_no_reader_can_decide_is_told_and_left_out_of_the_recall() -> None:
+def test_undecidable_answers_are_counted_separately_from_the_recall() -> None:
     """Of 10 answers by armed entries, 3 were met by a host call as well: one was taken for it."""
     counts = Counter(
         {
@@ -118,7 +118,7 @@ def test_what_no_reader_can_decide_is_told_and_left_out_of_the_recall() -> None:
     assert cause_recall([_result(counts)]) == 7 / 8
 
 
-def test_an_answer_beside_a_host_call_cannot_be_decided() -> None:
+def test_a_guest_is_undecidable_next_to_a_conflicting_host_call() -> None:
     """Judged by the simulated calls: in each of these, a call that takes the tree overlaps too."""
     counts = scorer.score_causes(_captured()).counts
     whole = sum(counts[f"given armed_entry {cause}"] for cause in CAUSES)
@@ -126,7 +126,7 @@ def test_an_answer_beside_a_host_call_cannot_be_decided() -> None:
     assert 0 < hidden < whole
 
 
-def test_a_guest_cannot_be_told_from_a_leaf_of_which_no_probe_is_known() -> None:
+def test_a_guest_is_undecidable_if_a_leaf_was_not_probed() -> None:
     """In this run the host calls nothing but BLOCK that takes the lock of an SEPT entry."""
     plan = Plan("host_gives_up", "B", "v1-series", 31415, 60)
     run = simulated(plan)
@@ -155,7 +155,7 @@ def test_a_host_call_that_was_not_captured_cannot_be_named() -> None:
     assert Decidable(nothing).reason(call, "host_conflict") == UNSEEN_HOLDER
 
 
-def test_what_lies_beyond_the_last_line_of_a_cpu_is_decided_where_losses_are_marked() -> None:
+def test_calls_after_the_last_line_of_a_cpu_are_decidable_if_losses_are_marked() -> None:
     whole = _captured()
     perf = capture_run(whole.run, Cell(PLAN, form="perf", options=("ns",)))
     assert perf is not None
@@ -167,7 +167,7 @@ def test_what_lies_beyond_the_last_line_of_a_cpu_is_decided_where_losses_are_mar
     assert Decidable(perf).reason(middle, "armed_entry") != SILENT_CPU
 
 
-def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() -> None:
+def test_a_host_call_that_held_the_tree_outranks_a_possibly_armed_entry() -> None:
     """Accept storms arm gates by the look of them, and installs meet each other in numbers."""
     plan = Plan("boot_storm", "A", "v1-series", 1, 6)
     made = capture_run(simulated(plan), Cell(plan, form="trace-cmd", options=("raw", "ns")))

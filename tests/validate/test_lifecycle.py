@@ -57,6 +57,6 @@ def test_every_answer_is_right(name: str, table: str, capture: dict[str, Any], l
     assert score.counts["right"] >= least
 
 
-def test_what_a_capture_does_not_show_is_not_scored() -> None:
+def test_unobservable_answers_are_not_scored() -> None:
     assert not scored("update", "module_updates", {}).counts
     assert not scored("boot", "boot_phases", {"probes": "stock"}).counts

@@ -18,7 +18,7 @@ def _validate(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_small_matrix_is_all_right(tmp_path: Path) -> None:
+def test_the_small_matrix_passes(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     done = _validate("--small", "--json", str(path))
     assert done.returncode == 0, done.stderr + done.stdout
@@ -48,7 +48,7 @@ def test_the_full_matrix_has_every_scenario_capture_and_variant() -> None:
     assert len({c.plan.policy for c in full}) >= 5
 
 
-def test_seeds_of_ones_own_make_other_runs_of_the_same_cells() -> None:
+def test_given_seeds_change_the_runs_and_not_the_cells() -> None:
     own, other = cells.full((1,)), cells.full((77,))
     assert {cell.plan.seed for cell in other} == {77}
     assert [dataclasses.replace(c.plan, seed=1) for c in other] == [c.plan for c in own]

@@ -26,7 +26,7 @@ def _compared() -> list[Comparison]:
     return compare((1, 2), FEW, jobs=1)
 
 
-def test_the_interval_holds_what_the_policy_itself_does() -> None:
+def test_the_interval_contains_the_result_of_the_policy_itself() -> None:
     compared = _compared()
     assert len(compared) > 20
     assert {c.recorded for c in compared} == {"endless", "mainline"}
@@ -35,7 +35,7 @@ def test_the_interval_holds_what_the_policy_itself_does() -> None:
     assert held >= replays.MIN_HELD
 
 
-def test_mainline_is_not_said_to_give_up_what_a_kick_settles() -> None:
+def test_mainline_does_not_give_up_requests_that_a_kick_completes() -> None:
     zaps = [
         c
         for c in _compared()
@@ -113,7 +113,7 @@ def test_the_table_shows_policy_truth_interval_and_seeds() -> None:
     assert all(len(row) == len(head) for row in rows)
 
 
-def test_a_scenario_whose_workers_do_not_obey_is_not_compared() -> None:
+def test_scenarios_with_workers_of_another_policy_are_not_compared() -> None:
     with pytest.raises(QueryError, match="no replay of scenario 'string_copy'"):
         replays.select_scenarios(["string_copy"])
     assert len(replays.select_scenarios([])) >= 5

@@ -41,7 +41,7 @@ def _row(frame: pl.DataFrame, **where: object) -> pl.Expr:
     return here
 
 
-def test_the_analysis_as_it_is_gets_everything_right() -> None:
+def test_the_analysis_gets_the_best_score() -> None:
     score = score_chains(_captured())
     n = score.counts["requests"]
     assert n > 1000
@@ -52,7 +52,7 @@ def test_the_analysis_as_it_is_gets_everything_right() -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("n_attempts", 7), ("n_busy", 1), ("outcome", "failed"), ("last_seq", 1)]
 )
-def test_an_unmarked_chain_that_is_untrue_is_wrong(column: str, value: object) -> None:
+def test_a_wrong_chain_that_is_not_marked_counts_as_wrong(column: str, value: object) -> None:
     def spoil(chains: pl.DataFrame) -> pl.DataFrame:
         here = _row(chains, outcome="succeeded", n_attempts=1)
         dtype = chains.schema[column]
@@ -77,7 +77,7 @@ def test_a_chain_without_a_request_is_extra() -> None:
     assert score_chains(_with("retry_chains", spoil)).counts["extra"] == 1
 
 
-def test_a_fully_captured_chain_that_is_marked_is_needless() -> None:
+def test_a_complete_chain_that_is_marked_counts_as_needless() -> None:
     def spoil(chains: pl.DataFrame) -> pl.DataFrame:
         here = _row(chains, outcome="succeeded", n_attempts=1)
         cut = pl.when(here).then(pl.lit("cut").cast(chains.schema["outcome"])).otherwise("outcome")
@@ -144,7 +144,7 @@ def test_every_missed_threshold_is_reported(result: Result, says: str) -> None:
     assert any(line.startswith(says) for line in failures([result], Thresholds()))
 
 
-def test_nothing_to_count_is_no_failure() -> None:
+def test_empty_counts_fail_no_threshold() -> None:
     assert failures([Result(Cell(PLAN))], Thresholds()) == []
     assert figures([Result(Cell(PLAN))]).exact is None
 

@@ -186,7 +186,7 @@ def test_loops_are_counted_as_the_probes_show_them(probes: str) -> None:
         {"first_seq": pl.lit(1, pl.UInt64)},
     ],
 )
-def test_a_wrong_loop_is_seen(change: dict[str, pl.Expr]) -> None:
+def test_a_wrong_loop_is_counted(change: dict[str, pl.Expr]) -> None:
     made = _captured(LIFE)
     loops = made.findings.progress_loops
     spoilt = loops.head(1).with_columns(**change).cast(loops.schema)

@@ -54,7 +54,7 @@ def test_the_newest_counts_are_the_totals() -> None:
     assert totals.busy == {("TDH.MEM.PAGE.AUG", "SEPT tree"): 132}
 
 
-def test_what_is_not_yet_printed_changes_nothing() -> None:
+def test_an_incomplete_print_changes_no_counts() -> None:
     ticker, totals = CountTicker("standard input"), RunningTotals()
     totals.replace_counts(ticker.tick(lines(HEAD)))
     assert (totals.leaves, totals.rates) == ({}, {})
@@ -72,7 +72,7 @@ def test_what_is_not_yet_printed_changes_nothing() -> None:
         ({"@status": {f"7,{AUG},{1 << 32},0": 1}}, "each half of a status 32"),
     ],
 )
-def test_damage_is_one_line(printed: dict[str, object], why: str) -> None:
+def test_a_damaged_line_is_reported_in_one_line(printed: dict[str, object], why: str) -> None:
     ticker = CountTicker("standard input")
     with pytest.raises(FormatError, match=why):
         ticker.tick(lines(HEAD, ("printf", "at 2000000000\n"), ("map", printed)))

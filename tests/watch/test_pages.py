@@ -53,7 +53,7 @@ def test_a_thread_that_migrated_to_a_cpu_read_later() -> None:
     assert calls(second) == [(100, 200, 0x1000)]
 
 
-def test_the_last_tick_keeps_nothing() -> None:
+def test_the_last_tick_returns_all_events() -> None:
     one = ticker()
     made = one.tick({0: entry(100) + leave(200)}, 50, {}, is_last=True)
     assert calls(made) == [(100, 200, 0x1000)]

@@ -57,7 +57,7 @@ def test_cutting_into_ticks_changes_no_row(cuts: list[int]) -> None:
     assert sum(tick.n_events for tick in ticks) == len(lines)
 
 
-def test_a_tick_has_nothing_of_the_previous_one() -> None:
+def test_a_tick_has_no_rows_of_the_previous_tick() -> None:
     ticker = TextTicker("x")
     first = ticker.tick(text())
     second = ticker.tick(b"")
@@ -121,7 +121,7 @@ def test_a_pipe_returns_complete_lines_and_the_rest_at_the_end() -> None:
     os.close(begin)
 
 
-def test_losses_of_a_cpu_that_never_comes_again_are_not_kept() -> None:
+def test_losses_of_a_silent_cpu_do_not_accumulate() -> None:
     ticker = TextTicker("x")
     ticker.tick(text())
     for n in range(5):

@@ -135,7 +135,7 @@ def test_totals_can_be_written_as_json() -> None:
     assert told["in_flight"] == 1
 
 
-def test_calls_that_never_repeat_take_no_more_memory_than_a_number_of_them(
+def test_open_chains_of_unique_requests_are_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tdxtrace.watch.totals._MAX_KINDS", 8)

@@ -104,7 +104,7 @@ def test_an_entry_that_has_just_begun_may_be_of_the_newer_epoch(
     assert found.filter(rule="track_without_kick")["confidence"].to_list() == expected
 
 
-def test_what_passes_through_one_function_is_recorded_or_not_made() -> None:
+def test_a_probed_common_function_proves_that_unrecorded_calls_were_not_made() -> None:
     # MNG.CREATE was recorded by a probe on __seamcall: FINALIZE would have been too.
     trace = story("createS septB1").trace
     for probe, expected in (("wrapper", []), ("seamcall", BUILDING)):
@@ -263,7 +263,7 @@ def test_calls_that_touch_do_not_overlap() -> None:
         ("2/block(1 3/block(3 B2 3/)S 2/)S", []),  # one of two did
     ],
 )
-def test_where_clocks_of_cpus_may_differ_the_module_must_say_that_they_met(
+def test_if_clocks_may_differ_only_a_busy_answer_proves_the_overlap(
     text: str, expected: list[str]
 ) -> None:
     for clock in ("local", "unnamed"):

@@ -173,7 +173,7 @@ def test_faults_without_a_refused_entry_do_not_prove_an_armed_entry() -> None:
         ("mono", 500, "armed_entry"),
     ],
 )
-def test_an_armed_entry_is_no_answer_of_a_clock_that_measures_no_call(
+def test_an_armed_entry_is_no_cause_if_the_clock_is_too_coarse(
     clock: str, resolution_ns: int, expected: str
 ) -> None:
     """A BLOCK of a CPU whose clock is a few us off would leave the entry as the only candidate."""
@@ -182,19 +182,19 @@ def test_an_armed_entry_is_no_answer_of_a_clock_that_measures_no_call(
     assert (row["lacks"] == "clock") == (expected == "unexplained")
 
 
-def test_an_armed_entry_is_no_answer_where_events_may_be_lost() -> None:
+def test_an_armed_entry_is_no_cause_where_events_may_be_lost() -> None:
     assert answer_beside_entry(f"lost {ARMED_ENTRY}")["cause"] == "armed_entry"
     assert answer_beside_entry(ARMED_ENTRY.replace("B1", "lost B1"))["cause"] == "unexplained"
 
 
-def test_an_armed_entry_is_no_answer_in_a_trace_that_misses_holders() -> None:
+def test_an_armed_entry_is_no_cause_in_a_trace_that_lacks_holders() -> None:
     alone = " _ 1/enterB"
     assert answer_beside_entry(ARMED_ENTRY + 2 * alone)["cause"] == "armed_entry"
     assert answer_beside_entry(ARMED_ENTRY + 3 * alone)["cause"] == "unexplained"
 
 
 @pytest.mark.parametrize(("starts", "expected"), [(True, "armed_entry"), (False, "unexplained")])
-def test_an_armed_entry_is_no_answer_where_host_calls_are_probed_on_returns(
+def test_an_armed_entry_is_no_cause_if_host_calls_have_no_entry_probes(
     starts: bool, expected: str
 ) -> None:
     """A capture of chosen returns, as ``capture --level minimal``, may lack the holder's leaf."""
@@ -208,7 +208,7 @@ def test_an_armed_entry_is_no_answer_where_host_calls_are_probed_on_returns(
 
 
 @pytest.mark.parametrize(("overlap", "expected"), [(990, "armed_entry"), (500, "unexplained")])
-def test_a_holder_that_misses_by_little_is_none_that_was_missed(
+def test_a_holder_within_clock_tolerance_is_not_a_missing_holder(
     overlap: int, expected: str
 ) -> None:
     """Getting in and out takes 1000 ns by an estimate, of which the two share so many."""
@@ -273,7 +273,7 @@ def test_a_cpu_that_stays_silent_bounds_the_observed_interval(
         ("perf 6.1", "perf-script", "unexplained"),
     ],
 )
-def test_a_silent_cpu_hides_no_holder_where_losses_are_marked(
+def test_a_silent_cpu_lost_no_events_if_losses_are_marked(
     tool: str | None, form: str, expected: str
 ) -> None:
     """CPU 1 makes a hundred calls and then none: its vCPU halted, or its buffer was full."""
@@ -378,7 +378,7 @@ def test_host_priority_bounds_what_a_guest_explains(
     assert guest_of(text, generation) == expected
 
 
-def test_a_call_that_was_busy_on_what_comes_after_the_entry_had_it() -> None:
+def test_a_call_busy_on_a_later_lock_had_held_the_entry() -> None:
     for other, cause in (("W", "guest"), ("K", "unexplained")):  # the page it adds; the entry
         rows = guest_of(f"2/enter( removeK1 _ 3/{other}1 _ removeK1 2/)H", "C")
         assert [rows[0][0], rows[-1][0]] == [cause, cause]

@@ -35,7 +35,7 @@ def test_a_trace_rules_out_what_cannot_explain_it(text: str, expected: str) -> N
     assert proven(text) == expected
 
 
-def test_a_capture_that_may_miss_holders_proves_nothing() -> None:
+def test_a_capture_that_lacks_holders_does_not_determine_the_generation() -> None:
     assert proven("2/(1 B2 2/)S _ " * 3, "9/enterH 9/S5") == "ABC"
     assert proven("2/(1 B2 2/)S _ " * 3, "9/S5 8/blockS7") == "ABC"
 

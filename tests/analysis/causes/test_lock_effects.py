@@ -49,7 +49,7 @@ def test_a_lock_removes_conflicts_that_it_serialises(
         assert row["n_removed"] + row["n_kept"] == 1
 
 
-def test_what_is_unexplained_may_or_may_not_be_removed() -> None:
+def test_unexplained_answers_bound_the_number_of_removed_answers() -> None:
     row = values("B1")["mmu_lock", 6]
     assert (row["n_busy"], row["n_removed"], row["n_kept"], row["n_unknown"]) == (1, 0, 0, 1)
 

@@ -38,14 +38,14 @@ def test_the_pairs_are_those_that_overlap(
     assert pairs(intervals_of(asked), intervals_of(held), slack) == expected
 
 
-def test_a_long_interval_meets_all_that_it_covers() -> None:
+def test_a_long_interval_pairs_with_all_that_it_covers() -> None:
     n = 3_000
     short = intervals_of([(0, 100 * i, 10) for i in range(n)])
     held = intervals_of([(0, 0, 100 * n), *((0, 100 * i + 50, 10) for i in range(n))])
     assert pairs(short, held, 0) == [(i, 0) for i in range(n)]
 
 
-def test_calls_of_one_thread_and_kinds_that_go_together_do_not_meet() -> None:
+def test_calls_of_one_thread_and_kinds_without_conflict_form_no_pair() -> None:
     start, end = np.array([0, 5]), np.array([10, 9])
     key, rows, kind = np.zeros(2, np.int64), np.arange(2), np.array([0, 1], np.uint16)
     both = Intervals(start, end, key, rows, np.array([7, 7], np.int32), kind)
@@ -57,7 +57,7 @@ def test_calls_of_one_thread_and_kinds_that_go_together_do_not_meet() -> None:
 
 
 @pytest.mark.parametrize("slack", [0, 3])
-def test_the_loop_over_intervals_is_the_same_compiled(
+def test_the_compiled_loop_over_intervals_gives_the_same_pairs(
     slack: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overlaps, "choose", lambda _: referee)

@@ -80,7 +80,7 @@ def test_the_holder_is_the_call_on_the_page_that_was_busy(
 
 
 @pytest.mark.parametrize("page", [RANGE, RANGE + 0x1F_F000, FIRST, SECOND])
-def test_every_page_of_a_call_keeps_others_out(page: int, tmp_path: Path) -> None:
+def test_every_page_of_a_call_excludes_other_calls(page: int, tmp_path: Path) -> None:
     augs = {"rcx": 0x8000_0000, "rdx": 0x7_D000, "r8": page}
     busy = call(11, 200, 210, AUG, BUSY | R8, **augs)
     text = text_of(busy, call(12, 100, 300, PAMT_ADD, **ADDS))
@@ -88,7 +88,7 @@ def test_every_page_of_a_call_keeps_others_out(page: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("page", [RANGE + 0x20_0000, FIRST - 0x1000, SECOND + 0x1000])
-def test_a_page_beside_them_is_free(page: int, tmp_path: Path) -> None:
+def test_a_neighbouring_page_has_no_conflict(page: int, tmp_path: Path) -> None:
     augs = {"rcx": 0x8000_0000, "rdx": 0x7_D000, "r8": page}
     busy = call(11, 200, 210, AUG, BUSY | R8, **augs)
     text = text_of(busy, call(12, 100, 300, PAMT_ADD, **ADDS))
@@ -125,7 +125,7 @@ def test_mmio_block_keeps_the_tree_of_its_td(
     assert answers(text_of(busy, held), tmp_path) == [(AUG, *expected)]
 
 
-def test_which_iommu_is_not_shown_so_no_call_is_accused(tmp_path: Path) -> None:
+def test_without_a_recorded_iommu_no_call_is_a_holder(tmp_path: Path) -> None:
     """Two calls of TDX Connect at once may be on two IOMMUs: neither kept the other out."""
     busy = call(11, 200, 210, SPDM_CREATE, BUSY | RCX, rcx=0x1000, rdx=1, r8=FIRST)
     held = call(12, 100, 300, SPDM_CREATE, rcx=0x2000, rdx=2, r8=SECOND)

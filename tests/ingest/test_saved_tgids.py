@@ -19,11 +19,11 @@ def test_processes_of_threads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "[]", "{}", '{"tgids": 3}', '{"tgids": {"a": 1}}']
 )
-def test_what_cannot_be_used_tells_nothing(text: str, tmp_path: Path) -> None:
+def test_damaged_capture_files_are_ignored(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.dat.capture.json").write_text(text)
     assert read_saved_tgids(str(tmp_path / "x.dat")) == {}
 
 
-def test_nothing_beside(tmp_path: Path) -> None:
+def test_a_missing_capture_file_is_ignored(tmp_path: Path) -> None:
     assert read_saved_tgids(str(tmp_path / "x.dat")) == {}
     assert read_saved_tgids("-") == {}

@@ -23,7 +23,7 @@ def test_errors_come_after_what_was_given_before() -> None:
         next(batches)
 
 
-def test_the_thread_ends_with_whoever_asked() -> None:
+def test_the_thread_ends_with_its_consumer() -> None:
     before = threading.active_count()
     batches = prefetch(iter(range(1000)))
     assert next(batches) == 0
