@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": FACTS,
     "watch": FACTS | {"ingest", "analysis"},
     "pipeline": FACTS | {"analysis", "recommend"},
-    "fleet": FACTS | {"ingest", "analysis", "recommend", "pipeline"},
+    "fleet": FACTS | {"intervals", "ingest", "analysis", "recommend", "pipeline"},
     "validate": FACTS | ROOMS | {"pipeline", "recommend", "simulate"},
     "cli": FACTS
     | ROOMS

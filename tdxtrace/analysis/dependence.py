@@ -211,6 +211,8 @@ def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series
     usable = (of["n_more"] >= MIN_MORE) & (of["host_clusters"] >= 2) & (share < 1)
     variance = of["n_more"] * (1 - share) * (n - 1)
     raw = np.divide(_between(of, "host", share) * n, variance, out=burst.copy(), where=usable)
+    # As in _spread: the variance between few hosts is replaced by its upper bound.
+    raw = raw * (n - 1) / chi_square_quantile(n - 1, UNDERSTATED)
     effect = raw * few_clusters_factor(n, CONFIDENCE)
     rows = pl.DataFrame({"group": steps["group"], "effect": effect, "known": usable})
     rows = rows.with_columns(burst=pl.Series(burst))

@@ -203,11 +203,20 @@ def limits_command(
     from tdxtrace.report.fleet import fleet_text
 
     chosen = _opened(facts, where)
+    if chosen.n_histograms == chosen.parts.height and not about_hosts:
+        _show_counted(chosen, target, form, output, force, facts)
+        return
     counts = count_fleet(chosen)
     if about_hosts:
         rows = fleet_hosts(counts)
     else:
         rows = fleet_limits(chosen, _target(target, confidence), by, counts=counts)
+    if chosen.n_histograms:
+        print(
+            f"tdxtrace: {chosen.n_histograms:,} histograms are left out; for these, "
+            "--where \"format = 'histogram'\"",
+            file=sys.stderr,
+        )
     if form is not OutputFormat.table:
         outputs.write_table(rows, form, output, force=force, inputs=[facts])
         return
@@ -219,6 +228,28 @@ def limits_command(
         hosts = fleet_hosts(counts)
         shown = fleet_text(rows, hosts, chosen.parts, chosen.failures)
     _show(shown, output, force, facts)
+
+
+def _show_counted(
+    facts: Facts,
+    target: float,
+    form: OutputFormat,
+    output: Path | None,
+    force: bool,
+    url: str,
+) -> None:
+    """Print the limits of histograms, which have only numbers of attempts, and hosts."""
+    from rich.text import Text
+
+    from tdxtrace.cli import outputs
+    from tdxtrace.fleet.counted import fleet_counted
+    from tdxtrace.report.histogram_text import limit_lines
+
+    rows = fleet_counted(facts.table_with_hosts("requests"))
+    if form is not OutputFormat.table:
+        outputs.write_table(rows, form, output, force=force, inputs=[url])
+    else:
+        _show(Text(limit_lines(rows, target).rstrip("\n")), output, force, url)
 
 
 @app.command("report", cls=Command)
@@ -241,6 +272,7 @@ def report_command(
 
     Example: tdxtrace fleet report facts -o fleet.html
     """
+    from tdxtrace.fleet.counted import fleet_counted
     from tdxtrace.fleet.limits import fleet_hosts, fleet_limits
     from tdxtrace.fleet.merge import count_fleet
     from tdxtrace.report import fleet, render
@@ -252,6 +284,8 @@ def report_command(
     hosts = fleet_hosts(counts)
     tables = (chosen.table("shares"), chosen.table("rare"))
     parts = fleet.sections(rows, hosts, chosen.parts, chosen.failures, *tables)
+    counted = fleet_counted(chosen.table_with_hosts("requests"))
+    parts.append(fleet.histogram_section(counted))
     title = f"TDX SEAMCALL retries of a fleet (facts {chosen.digest})"
     _write(render.comparison(title, parts, shape.value, rows), output, force, facts)
 

@@ -14,7 +14,9 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from tdxtrace import __version__
 from tdxtrace.analysis.attempts import count_attempts
+from tdxtrace.ingest.histogram import Histogram
 from tdxtrace.recommend.limits import exposure_of, leaves_of, observed_seconds
 from tdxtrace.recommend.recorded import recorded_policies
 from tdxtrace.tables.causes import CAUSE_SHARES
@@ -28,18 +30,23 @@ from tdxtrace.tables.fleet import (
     FACT_LEAVES,
     FACT_RARE,
 )
+from tdxtrace.tables.histograms import FACT_REQUESTS
 from tdxtrace.tables.pace import pace_ns
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.trace import Findings, Trace
+from tdxtrace.tdx.releases import generation_of
 
 # Increment when a column of a fact, or its definition, changes: facts of different formats cannot
 # be summed.
 FORMAT: Final = 1
 PROVENANCE: Final = "provenance.json"
 UNKNOWN: Final = "unknown"
+# Format of a part that was counted in the kernel; recordings have the name of their reader.
+HISTOGRAM: Final = "histogram"
 
 # Files of a part, with the table of each. Limits need only counts and leaves; curves of TDs, which
-# are most of the rows, are in separate files.
+# are most of the rows, are in separate files. A recording fills all but requests, a histogram only
+# that one.
 FILES: Final[Mapping[str, Table]] = {
     "counts": ATTEMPT_COUNTS,
     "leaves": FACT_LEAVES,
@@ -49,6 +56,7 @@ FILES: Final[Mapping[str, Table]] = {
     "vms": VM_STATS,
     "cells": FACT_CELLS,
     "rare": FACT_RARE,
+    "requests": FACT_REQUESTS,
 }
 
 
@@ -85,16 +93,13 @@ class Part:
         return written | {PROVENANCE: f"{words}\n".encode()}
 
 
-def part_of(
-    trace: Trace, findings: Findings, identity: Identity, generation: str | None, **known: str
-) -> Part:
+def part_of(trace: Trace, findings: Findings, identity: Identity, **known: str) -> Part:
     """Compute the facts of a trace.
 
     Args:
         trace: The trace, with one input.
         findings: Findings of the whole trace.
         identity: Host, date, kernel and module.
-        generation: Generation of the module's locks; None: unknown.
         known: part and origin of ``fact_parts``.
     """
     chains = findings.retry_chains
@@ -113,11 +118,13 @@ def part_of(
         "vms": _numbered(findings.vm_stats, number_of),
         "cells": _cells(trace, findings),
         "rare": _rare(findings),
+        "requests": FACT_REQUESTS.empty(),
     }
     lost = findings.losses.filter(pl.col("severity") == "data_loss").height
-    provenance: dict[str, Any] = known | asdict(identity)
-    provenance |= {
-        "generation": generation or UNKNOWN,
+    provenance: dict[str, Any] = {
+        **known,
+        **asdict(identity),
+        "generation": generation_of(identity.module) or UNKNOWN,
         "format": source.format,
         "n_bytes": source.n_bytes,
         "observed_ns": None if seconds is None else round(seconds * 1e9),
@@ -125,6 +132,32 @@ def part_of(
         "n_pages": exposure.n_pages,
         "n_losses": lost,
         "tdxtrace": findings.provenance.tdxtrace,
+    }
+    return Part(provenance, {name: _in_order(name, rows) for name, rows in tables.items()})
+
+
+def part_of_histogram(found: Histogram, n_bytes: int, identity: Identity, **known: str) -> Part:
+    """Compute the facts of a histogram that was counted in the kernel.
+
+    Args:
+        found: The histogram.
+        n_bytes: Size of its file.
+        identity: Host, date, kernel and module.
+        known: part and origin of ``fact_parts``.
+    """
+    requests = found.requests.group_by(FACT_REQUESTS.key).agg(pl.col("n_requests").sum())
+    tables = {name: table.empty() for name, table in FILES.items()} | {"requests": requests}
+    provenance: dict[str, Any] = {
+        **known,
+        **asdict(identity),
+        "generation": generation_of(identity.module) or UNKNOWN,
+        "format": HISTOGRAM,
+        "n_bytes": n_bytes,
+        "observed_ns": found.last_ns - found.first_ns,
+        "vm_ns": 0,
+        "n_pages": 0,
+        "n_losses": found.n_not_kept + sum(found.cannot.values()),
+        "tdxtrace": __version__,
     }
     return Part(provenance, {name: _in_order(name, rows) for name, rows in tables.items()})
 

@@ -11,16 +11,19 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from tdxtrace.errors import QueryError, TdxtraceError
 from tdxtrace.fleet.engine import Engine, Run
 from tdxtrace.fleet.storage import Storage, TraceInput, content_hash, local_copy, open_storage
 from tdxtrace.tables.text import one_line
+
+if TYPE_CHECKING:
+    from tdxtrace.fleet.facts import Identity, Part
 
 # Maximum number of tries of a trace whose worker dies. A choice.
 MAX_TRIES: Final = 3
@@ -248,26 +251,61 @@ def map_one(task: MapTask) -> dict[str, str]:
 
 
 def _count(task: MapTask, path: Path) -> dict[str, str]:
+    from tdxtrace.ingest.histogram import is_histogram  # noqa: PLC0415 - after use_one_thread()
+
+    return (_count_histogram if is_histogram(path) else _count_recording)(task, path)
+
+
+def _count_recording(task: MapTask, path: Path) -> dict[str, str]:
     from tdxtrace.analysis.causes.generation import module_release  # noqa: PLC0415
     from tdxtrace.fleet import facts  # noqa: PLC0415
     from tdxtrace.ingest.read import ReadOptions, read  # noqa: PLC0415
     from tdxtrace.pipeline import analyze  # noqa: PLC0415
     from tdxtrace.tdx.releases import generation_of  # noqa: PLC0415
 
-    part, storage = content_hash(path), open_storage(task.to)
+    part = content_hash(path)
     trace = read([path], ReadOptions(memory=task.memory))
-    named = dict(task.named)
     release = module_release(trace.kernel_messages)
-    module = named.get("module") or (release[0] if release else None)
-    generation = generation_of(module) if module else None
-    kernel = named.get("kernel") or trace.provenance.sources[0].kernel
-    identity = facts.Identity(host=task.host, date=named.get("date", facts.UNKNOWN))
-    identity = replace(identity, kernel=kernel or facts.UNKNOWN, module=module or facts.UNKNOWN)
-    folder = part_folder(asdict(identity), part)
-    if storage.has(f"{folder}/{facts.PROVENANCE}"):
+    kernel = trace.provenance.sources[0].kernel
+    identity = _identity(task, kernel, release[0] if release else None)
+    if _is_there(task, identity, part):
         return {"status": "there"}
-    findings = analyze(trace, memory=task.memory, module=module if generation is not None else None)
-    counted = facts.part_of(trace, findings, identity, generation, part=part, origin=task.origin)
+    module = identity.module if generation_of(identity.module) is not None else None
+    findings = analyze(trace, memory=task.memory, module=module)
+    return _write(task, facts.part_of(trace, findings, identity, part=part, origin=task.origin))
+
+
+def _count_histogram(task: MapTask, path: Path) -> dict[str, str]:
+    from tdxtrace.fleet import facts  # noqa: PLC0415
+    from tdxtrace.ingest.histogram import read_histogram  # noqa: PLC0415
+
+    part, found = content_hash(path), read_histogram(path)
+    identity = _identity(task, found.kernel, None)
+    if _is_there(task, identity, part):
+        return {"status": "there"}
+    n_bytes = path.stat().st_size
+    named = {"part": part, "origin": task.origin}
+    return _write(task, facts.part_of_histogram(found, n_bytes, identity, **named))
+
+
+def _identity(task: MapTask, kernel: str | None, module: str | None) -> Identity:
+    """Return the identity of an input: what its path or the user names is used first."""
+    from tdxtrace.fleet.facts import UNKNOWN, Identity  # noqa: PLC0415
+
+    named = {"kernel": kernel or UNKNOWN, "module": module or UNKNOWN} | dict(task.named)
+    return Identity(host=task.host, **named)
+
+
+def _is_there(task: MapTask, identity: Identity, part: str) -> bool:
+    from tdxtrace.fleet.facts import PROVENANCE  # noqa: PLC0415
+
+    return open_storage(task.to).has(f"{part_folder(asdict(identity), part)}/{PROVENANCE}")
+
+
+def _write(task: MapTask, counted: Part) -> dict[str, str]:
+    """Write the files of a part, the provenance last."""
+    storage, provenance = open_storage(task.to), counted.provenance
+    folder = part_folder(provenance, provenance["part"])
     for name, content in counted.files().items():
         storage.write(f"{folder}/{name}", content)
     return {"status": "done"}

@@ -18,7 +18,7 @@ import polars as pl
 
 from tdxtrace.analysis.attempts import AttemptCounts
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.fleet.facts import FILES, FORMAT, PROVENANCE, middle_of
+from tdxtrace.fleet.facts import FILES, FORMAT, HISTOGRAM, PROVENANCE, middle_of
 from tdxtrace.fleet.mapping import FAILURES
 from tdxtrace.fleet.storage import Storage
 from tdxtrace.recommend.limits import RecordedRequests
@@ -61,6 +61,11 @@ class Facts:
         words = "\n".join(self.parts["part"].sort())
         return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
+    @property
+    def n_histograms(self) -> int:
+        """Number of parts that are histograms, which have only the table ``requests``."""
+        return int((self.parts["format"] == HISTOGRAM).sum())
+
     def where(self, condition: str | None) -> Facts:
         """Return the parts for which an SQL condition on columns of ``fact_parts`` holds.
 
@@ -98,11 +103,12 @@ class Facts:
         Raises:
             InputError: If a file is missing or damaged.
         """
+        # Facts of an earlier release may lack a file of another kind of input.
+        n_rows = np.array([rows.get(name, 0) for rows in self.n_rows])
+        filled = np.flatnonzero(n_rows)
         numbers = self.parts["source"].to_numpy()
-        n_rows = np.array([rows[name] for rows in self.n_rows])
-        for begin in range(0, len(self.folders), _AT_ONCE):
-            some = slice(begin, begin + _AT_ONCE)
-            names = [f"{folder}/{name}.parquet" for folder in self.folders[some]]
+        for some in np.array_split(filled, max(1, -(-len(filled) // _AT_ONCE))):
+            names = [f"{self.folders[at]}/{name}.parquet" for at in some]
             rows = _read(FILES[name], names, self.storage.read(names), n_rows[some])
             number = pl.Series(np.repeat(numbers[some], n_rows[some]), dtype=pl.UInt16)
             yield rows.with_columns(_source=number)
@@ -111,6 +117,11 @@ class Facts:
         """Return a table of all parts; ``source`` is the number of the part."""
         rows = pl.concat(self.tables(name)).with_columns(source="_source").drop("_source")
         return rows.select("source", *(c for c in rows.columns if c != "source"))
+
+    def table_with_hosts(self, name: str) -> pl.DataFrame:
+        """Return a table of all parts, with source and host."""
+        hosts = self.parts.select("source", "host")
+        return self.table(name).join(hosts, on="source", maintain_order="left")
 
 
 def open_facts(storage: Storage) -> Facts:
@@ -155,6 +166,8 @@ def _read(
     Raises:
         InputError: If a file is damaged, or does not have the number of rows in ``n_rows``.
     """
+    if not names:
+        return table.empty()
     try:
         files: list[IO[bytes]] = [BytesIO(content) for content in contents]
         rows = pl.read_parquet(files, glob=False)
@@ -254,7 +267,7 @@ def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
         own = rows.lazy().filter(pl.col("by").is_in(["leaf", "maker"]), pl.col("n_more") > 0)
         own = own.drop("source").join(host_of.lazy(), left_on="_source", right_on="source")
         hosts.append(own.group_by(*_HOST_CURVE, "step").agg(pl.col("n_more").sum()).collect())
-    leaves = facts.table("leaves").join(host_of, on="source", maintain_order="left")
+    leaves = facts.table_with_hosts("leaves")
     totals = leaves.with_columns(
         source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64)
     ).select(ATTEMPT_TOTALS.schema.names())

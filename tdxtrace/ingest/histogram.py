@@ -118,7 +118,7 @@ class HistogramReader:
             self._read_data(self._found, kind, data, where)
         elif kind:
             if kind != "printf":
-                raise FormatError(f"{where}: not the begin of a tdxtrace histogram")
+                raise FormatError(f"{where}: not the start of a tdxtrace histogram")
             self._found = _head(str(data), self._name)
 
     def _read_data(self, found: Histogram, kind: str, data: object, where: str) -> None:

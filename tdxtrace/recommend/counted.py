@@ -36,25 +36,7 @@ def counted_attempts(
     Sources:
         As :func:`tdxtrace.intervals.exact_interval`.
     """
-    counts = REQUEST_COUNTS.conform(request_counts)
-    for limit in limits or ():
-        if limit not in EXACT_LIMITS:
-            raise ValueError(f"the limit {limit} lies inside a bucket of the histogram")
-    done = pl.col("outcome").is_in(COMPLETE)
-    needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
-    cells = counts.group_by("leaf", done=done, needed=needed).agg(pl.col("n_requests").sum())
-    tried = pl.DataFrame(
-        {"max_attempts": limits or EXACT_LIMITS}, schema={"max_attempts": pl.UInt32}
-    )
-    rows = cells.join(tried, how="cross")
-    is_more = pl.col("needed") > pl.col("max_attempts")
-    n = pl.col("n_requests")
-    table = rows.group_by("leaf", "max_attempts").agg(
-        n_exceeding=n.filter(is_more).sum(),
-        n_unknown=n.filter(~is_more & ~pl.col("done")).sum(),
-        n_requests=n.filter(is_more | pl.col("done")).sum(),
-    )
-    table = table.sort("leaf", "max_attempts")
+    table = exceeding(REQUEST_COUNTS.conform(request_counts), ["leaf"], limits)
     if limits is None:
         is_first = (pl.col("n_exceeding").shift(1).over("leaf") != 0).fill_null(True)
         table = table.filter((pl.col("n_exceeding") > 0) | is_first)
@@ -65,3 +47,42 @@ def counted_attempts(
     return COUNTED_ATTEMPTS.conform(
         table.with_columns(exceeding=pl.Series(share), exceeding_high=pl.Series(high))
     )
+
+
+def exceeding(
+    counts: pl.DataFrame, keys: Sequence[str], limits: Sequence[int] | None = None
+) -> pl.DataFrame:
+    """Count the requests that need more attempts than each limit.
+
+    Args:
+        counts: The columns outcome, n_attempts and n_requests of ``request_counts``, and keys.
+        keys: Columns to group by.
+        limits: As for :func:`counted_attempts`; None: all of EXACT_LIMITS.
+
+    Returns:
+        One row per key and limit, in their order: max_attempts, n_requests, n_exceeding and
+        n_unknown of ``counted_attempts``.
+
+    Raises:
+        ValueError: As :func:`counted_attempts`.
+    """
+    for limit in limits or ():
+        if limit not in EXACT_LIMITS:
+            raise ValueError(f"the limit {limit} lies inside a bucket of the histogram")
+    done = pl.col("outcome").is_in(COMPLETE)
+    needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
+    cells = counts.group_by(*keys, done=done, needed=needed).agg(pl.col("n_requests").sum())
+    tried = pl.DataFrame(
+        {"max_attempts": limits or EXACT_LIMITS}, schema={"max_attempts": pl.UInt32}
+    )
+    is_more, n = pl.col("needed") > pl.col("max_attempts"), pl.col("n_requests")
+    table = (
+        cells.join(tried, how="cross")
+        .group_by(*keys, "max_attempts")
+        .agg(
+            n_exceeding=n.filter(is_more).sum(),
+            n_unknown=n.filter(~is_more & ~pl.col("done")).sum(),
+            n_requests=n.filter(is_more | pl.col("done")).sum(),
+        )
+    )
+    return table.sort(*keys, "max_attempts")

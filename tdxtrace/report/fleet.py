@@ -10,11 +10,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tdxtrace.report.columns import TextTable
+from tdxtrace.report.histogram_text import SHOWN_LIMITS
 from tdxtrace.report.limits_text import BASIS_WORDS, percent
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.section import Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.fleet import FLEET_HOSTS, FLEET_LIMITS
+from tdxtrace.tables.histograms import FLEET_COUNTED
 from tdxtrace.tables.text import one_line
 
 _TITLES: Final = (
@@ -79,6 +81,18 @@ def sections(
     ]
 
 
+def histogram_section(counted: pl.DataFrame) -> Section:
+    """Return the section on requests that were counted in the kernel: ``fleet_counted`` rows."""
+    n = counted["leaf"].n_unique()
+    return Section(
+        "fleet_counted",
+        "Requests counted in the kernel",
+        definition(FLEET_COUNTED),
+        [f"{plural(n, 'leaf', 'leaves')}; hosts are the clusters of the intervals."],
+        grids=[_histograms(counted)] if n else [],
+    )
+
+
 def _on_limits(limits: pl.DataFrame, hosts: pl.DataFrame) -> Iterator[Section]:
     rows, has_groups = _limit_rows(limits)
     yield Section(
@@ -106,7 +120,7 @@ def _section(name: str, title: str, shown: Grid, of_row: str) -> Section:
 
 def _headline(limits: pl.DataFrame) -> str:
     if limits.is_empty():
-        return "no limits: the traces have no requests"
+        return "no limits: no recording has requests"
     row = limits.row(0, named=True)
     return (
         f"limits that at most {percent(row['target'])} of requests exceed "
@@ -214,6 +228,25 @@ def _host_grids(hosts: pl.DataFrame) -> Iterator[Grid]:
             right=(2, 3, 4, 5),
             caption=f"The {_MAX_HOSTS} hosts with most requests of each leaf's tail.",
         )
+
+
+def _histograms(counted: pl.DataFrame) -> Grid:
+    """Return the shares of common limits, and of the first that no request exceeded."""
+    is_shown = pl.col("max_attempts").is_in(SHOWN_LIMITS) | (pl.col("n_exceeding") == 0)
+    return grid(
+        ("TDH.", "limit", "hosts", "requests", "needed more", "share", "at most (95 %)"),
+        [
+            (
+                leaf_label(row["leaf"]),
+                *(count(row[name]) for name in ("max_attempts", "n_hosts", "n_requests")),
+                count(row["n_exceeding"]),
+                percent(row["exceeding"]),
+                "-" if row["exceeding_high"] is None else percent(row["exceeding_high"]),
+            )
+            for row in counted.filter(is_shown).iter_rows(named=True)
+        ],
+        right=range(1, 7),
+    )
 
 
 def _causes(shares: pl.DataFrame) -> Grid:

@@ -18,7 +18,8 @@ NEEDS_CALLS: Final = (
     "not in a histogram: causes and verdicts, zero-step episodes, bursts, times of single calls, "
     "and the replay of policies with kicks or delays; record for these (tdxtrace capture record)"
 )
-_SHOWN: Final = (1, 2, 5, 16, 64, 1023)
+# Limits proposed for KVM in September 2024 (1, 2, 5, 16, 1024), and the last with its own cell.
+SHOWN_LIMITS: Final = (1, 2, 5, 16, 64, 1023)
 
 
 def histogram_text(requests: pl.DataFrame, attempts: pl.DataFrame, about: HistogramFacts) -> str:
@@ -54,34 +55,50 @@ class HistogramFacts:
     """Whether counting ended normally, so that open requests were written."""
 
 
+_INDEPENDENT: Final = (
+    "95 % one-sided, for independent requests only: a histogram does not show bursts, in which "
+    "requests give less information; record single calls before you set a limit"
+)
+_OF_HOSTS: Final = (
+    "counted in the kernel of each host; 95 % one-sided, with hosts as clusters: bursts need not "
+    "be known"
+)
+
+
 def limit_lines(attempts: pl.DataFrame, share: float) -> str:
     """Return, per leaf, the smallest limit that at most ``share`` of requests exceeds.
 
     Args:
-        attempts: The ``counted_attempts`` table.
+        attempts: The ``counted_attempts`` or ``fleet_counted`` table.
         share: Upper bound of the share of requests above the limit, greater than 0.
     """
-    lines = []
     named = attempts.with_columns(name=leaf_name(pl.col("leaf")))
-    for name, rows in named.group_by("name", maintain_order=True):
-        enough = rows.filter(pl.col("exceeding_high") <= share)
-        if enough.is_empty():
-            best = rows.sort("exceeding_high").row(0, named=True)
-            lines.append(
-                f"{name[0]}: no limit: {plural(best['n_requests'], 'request')} support "
-                f"{best['exceeding_high']:.2g}, not {share:g}; count for longer"
-            )
-        else:
-            row = enough.row(0, named=True)
-            lines.append(
-                f"{name[0]}: {row['max_attempts']} attempts: exceeded by {row['n_exceeding']:,} of "
-                f"{plural(row['n_requests'], 'request')}, at most {row['exceeding_high']:.2g}"
-            )
-    note = (
-        "95 % one-sided, for independent requests only: a histogram does not show bursts, in which "
-        "requests give less information; record single calls before you set a limit"
-    )
+    lines = [
+        f"{name[0]}: {_limit_of(rows, share)}"
+        for name, rows in named.group_by("name", maintain_order=True)
+    ]
+    note = _OF_HOSTS if "n_hosts" in attempts.columns else _INDEPENDENT
     return "".join(f"{line}\n" for line in [*lines, note])
+
+
+def _limit_of(rows: pl.DataFrame, share: float) -> str:
+    """Return the smallest limit of one leaf, or why there is none."""
+    known = rows.drop_nulls("exceeding_high")
+    if known.is_empty():
+        n = plural(int(rows["n_requests"][0]), "request")
+        return f"no limit: {n} of one host, which say nothing about other hosts"
+    enough = known.filter(pl.col("exceeding_high") <= share)
+    if enough.is_empty():
+        best = known.sort("exceeding_high").row(0, named=True)
+        return (
+            f"no limit: {plural(best['n_requests'], 'request')} support "
+            f"{best['exceeding_high']:.2g}, not {share:g}; count for longer"
+        )
+    row = enough.row(0, named=True)
+    return (
+        f"{plural(row['max_attempts'], 'attempt')}: exceeded by {row['n_exceeding']:,} of "
+        f"{plural(row['n_requests'], 'request')}, at most {row['exceeding_high']:.2g}"
+    )
 
 
 def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
@@ -96,11 +113,11 @@ def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
         left=n.filter(is_left).sum(),
         most=pl.col("n_attempts").max(),
     )
-    heads = "".join(f"{f'>{limit:,}':>11}" for limit in _SHOWN)
-    yield f"{'leaf':<24}{'requests':>12}{'retried':>10}{'left busy':>10}{'max_attempts':>9}{heads}"
+    heads = "".join(f"{f'>{limit:,}':>11}" for limit in SHOWN_LIMITS)
+    yield f"{'leaf':<24}{'requests':>12}{'retried':>10}{'left busy':>10}{'most':>9}{heads}"
     for row in table.sort("retried", "leaf", descending=[True, False]).iter_rows(named=True):
         shares = []
-        for limit in _SHOWN:
+        for limit in SHOWN_LIMITS:
             found = attempts.filter(leaf=row["leaf"], max_attempts=limit)
             n_more = int(found["n_exceeding"][0]) if found.height else 0
             shares.append(f"{n_more:>11,}")

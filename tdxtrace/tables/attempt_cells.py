@@ -31,7 +31,7 @@ def max_attempts_in(cell: int) -> int:
     """Return the most attempts that are counted under a number, except of the last cell.
 
     Example:
-        >>> [most_attempts(cell) for cell in (1, 64, 65, 128)]
+        >>> [max_attempts_in(cell) for cell in (1, 64, 65, 128)]
         [1, 64, 127, 255]
     """
     return cell if cell <= EXACT else (1 << cell.bit_length()) - 1

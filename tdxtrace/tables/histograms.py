@@ -64,7 +64,40 @@ COUNTED_ATTEMPTS = Table(
     ),
 )
 
-HISTOGRAM_TABLES: Final = (REQUEST_COUNTS, COUNTED_ATTEMPTS)
+_OF_REQUESTS: Final = ("leaf", "outcome", "n_attempts", "n_requests")
+
+FACT_REQUESTS = Table(
+    name="fact_requests",
+    grain="one row per leaf, outcome and number of attempts of a histogram",
+    meaning="The requests of all intervals and processes of a histogram; counts of several "
+    "histograms add. A recording has no rows: its requests are in attempt_counts.",
+    key=_OF_REQUESTS[:3],
+    columns=tuple(c for c in REQUEST_COUNTS.columns if c.name in _OF_REQUESTS),
+)
+
+_OF_LIMIT: Final = ("n_requests", "n_exceeding", "n_unknown", "exceeding")
+
+FLEET_COUNTED = Table(
+    name="fleet_counted",
+    grain="one row per leaf and limit: requests in the histograms of a fleet that needed more",
+    meaning="The share of the requests of all histograms that a limit of max_attempts would have "
+    "ended before they were complete, with hosts as clusters.",
+    key=("leaf", "max_attempts"),
+    columns=(
+        *(c for c in COUNTED_ATTEMPTS.columns if c.name in ("leaf", "max_attempts")),
+        Column("n_hosts", U64, "Hosts with such requests."),
+        *(c for c in COUNTED_ATTEMPTS.columns if c.name in _OF_LIMIT),
+        Column(
+            "exceeding_high",
+            pl.Float64(),
+            "Upper end of its one-sided 95 % interval, which allows for any dependence of the "
+            "requests of one host; null: of one host, which says nothing about others.",
+            nullable=True,
+        ),
+    ),
+)
+
+HISTOGRAM_TABLES: Final = (REQUEST_COUNTS, COUNTED_ATTEMPTS, FACT_REQUESTS, FLEET_COUNTED)
 TEXT_OF_CANNOT: Final = {
     1: "returned, but the entry was not seen",
     2: "did not fit into the map of open requests",

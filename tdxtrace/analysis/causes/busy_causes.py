@@ -282,6 +282,12 @@ def _others(evidence: BusyEvidence, ranking: Ranking, answers: pl.DataFrame) -> 
     )
 
 
+_ATTEMPT_COLUMNS: Final = (
+    *("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa"),
+)
+_HOLDER_COLUMNS: Final = ("seq", "leaf", "tid", "td_id", "vp_id")
+
+
 def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
     """Add the columns of attempt and holder, looked up in ``calls`` by row."""
     calls = evidence.calls
@@ -298,13 +304,8 @@ def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
     mode = pl.coalesce(mode_of(newest, leaf, lock, operand), mode_of(newest, leaf, lock))
     code = word.status_code(status)
     epoch = pl.when(code == word.TDX_PREVIOUS_TLB_EPOCH_BUSY).then(pl.lit(_EPOCH))
-    attempt = {
-        name: of(name)
-        for name in ("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa")
-    }
-    holder = {
-        f"holder_{name}": of(name, "holder") for name in ("seq", "leaf", "tid", "td_id", "vp_id")
-    }
+    attempt = {name: of(name) for name in _ATTEMPT_COLUMNS}
+    holder = {f"holder_{name}": of(name, "holder") for name in _HOLDER_COLUMNS}
     answer_columns = (
         "rank",
         "cause",
