@@ -22,8 +22,8 @@ _OF_UPDATE: Final = ("TDH.SYS.SHUTDOWN", "TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH
 # 22,000).
 _ENOUGH: Final = 10
 _FEW: Final = (
-    "only {n} other events were recorded in equally long intervals before and after it, too few to "
-    "show that all CPUs stopped; record KVM's entries and SEAMCALLs while TDs run"
+    "{n} other events were recorded in equally long intervals before and after it, too few to show "
+    "that all CPUs stopped; record KVM's entries and SEAMCALLs while TDs run"
 )
 _LOST: Final = (
     "events were lost during it, so an absence of events shows nothing; use a larger buffer"

@@ -49,6 +49,23 @@ _CELLS: Final = (
     ("code", 'charts["timeline"] if "timeline" in charts else "no request was retried"'),
     (
         "markdown",
+        "## Life of the TDs\n\n"
+        "Accepted memory, boot, guest calls, module updates and KVM's counters, as far as the "
+        "trace shows them.",
+    ),
+    (
+        "code",
+        "names = (\n"
+        '    *("accept_rates", "boot_phases", "measurement_log"),\n'
+        '    *("tdvmcalls", "module_updates", "counters"),\n'
+        ")\n"
+        "lives = {name: findings.named(name) for name in names}\n"
+        "for name, table in lives.items():\n"
+        "    if not table.is_empty():\n"
+        '        display(f"{name}: {table.height:,} rows", table.head(8))',
+    ),
+    (
+        "markdown",
         "## Query with polars or SQL\n\nBusy answers by leaf; both queries give the same rows.",
     ),
     (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 from support.story import story
 
 from tdxtrace.pipeline import analyze
+from tdxtrace.report.charts.accept_rates import MAX_TDS, MIN_SLICES, rate_rows
 from tdxtrace.report.outline import sections
 from tdxtrace.report.section import Section
 
@@ -33,6 +35,34 @@ def test_accepting_says_its_rate_its_parts_and_intels_figures() -> None:
     assert parts.startswith("Their time: ")
     assert "32 of 32 vCPUs 699,051 to 762,601" in beside
     assert len(section.grids[0].rows) == 1
+
+
+def test_a_chart_has_a_bar_for_each_slice_of_each_td() -> None:
+    assert not shown("S1 S2")["accept_rates"].figures
+    findings = analyze(story(" _1ms ".join(f"S{n}" for n in range(1, 7)), {1: 7}).trace)
+    rates = findings.accept_rates.filter(pl.col("tid").is_null())
+    bars = rate_rows(rates)
+    assert bars.height == rates.height >= MIN_SLICES
+    assert bars["pages_per_s"].to_list() == rates["pages_per_s"].to_list()
+    assert bars["from_s"][0] == 0
+    section = next(s for s in sections(findings) if s.name == "accept_rates")
+    (figure,) = section.figures
+    assert len(figure.draw().to_dict()["datasets"].popitem()[1]) == bars.height
+
+
+def test_the_tds_with_most_pages_are_drawn_and_named_by_input() -> None:
+    rates = analyze(story("S1", {1: 7}).trace).accept_rates.filter(pl.col("tid").is_null())
+    many = pl.concat(
+        rates.with_columns(
+            source=pl.lit(n % 2, pl.UInt16),
+            td_id=pl.lit(n, pl.UInt64),
+            n_pages=pl.lit(n + 1, pl.UInt64),
+        )
+        for n in range(10)
+    )
+    bars = rate_rows(many)
+    assert len(bars) == MAX_TDS
+    assert bars["td"][0] == "0x9, input 1"
 
 
 def test_without_entries_the_limiting_part_is_unknown() -> None:

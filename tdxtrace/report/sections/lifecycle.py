@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import polars as pl
 
+from tdxtrace.report.charts import accept_rates as chart
 from tdxtrace.report.charts.time_shares import td_label
 from tdxtrace.report.names import definition
-from tdxtrace.report.section import Grid, Section, grid, more
+from tdxtrace.report.section import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural, seconds, share, short_duration, total
 from tdxtrace.tables.lifecycle import ACCEPT_RATES, BOOT_PHASES, MODULE_UPDATES, TDVMCALLS
 from tdxtrace.tables.trace import Findings
@@ -56,8 +57,24 @@ def accept_rates(findings: Findings) -> Section | None:
         "How fast memory is accepted",
         definition(ACCEPT_RATES),
         [*_accepted(by), _baselines()],
+        figures=_over_time(rows),
         grids=[_by_vcpus(by, slowest)],
     )
+
+
+def _over_time(rows: pl.DataFrame) -> list[Figure]:
+    n_tds = rows.select("source", "td_id", "tgid").n_unique()
+    if rows.height < chart.MIN_SLICES:
+        return []
+    note = f"The {chart.MAX_TDS} TDs with most pages of {count(n_tds)}. "
+    return [
+        Figure(
+            "accept_rates",
+            "Pages given to TDs, over time",
+            (note if n_tds > chart.MAX_TDS else "") + "Hover for what limits the rate.",
+            lambda: chart.pages_over_time(rows),
+        )
+    ]
 
 
 def _accepted(by: pl.DataFrame) -> Iterator[str]:
