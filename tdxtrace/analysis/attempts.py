@@ -30,7 +30,7 @@ from tdxtrace.tdx.operands import resource
 _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
 # Sums that the loop over bursts computes for each step.
-_BURST_SUMS: Final = ("n_more", "squares", "n_episodes", "cubes")
+_BURST_SUMS: Final = ("n_more", "squares", "n_episodes")
 
 # Minimum number of episodes to estimate the spread of episode sizes; with fewer, the design effect
 # of the last step with enough episodes is used.  Ten is the minimum for cluster-robust variances
@@ -597,11 +597,11 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
         pl.when(known & (pl.col("n_more") > 0)).then(name).forward_fill().over("group")
         for name in _BURST_SUMS
     ]
-    n, squares, _, cubes = (
+    n, squares, n_bursts = (
         steps.select(known=total.fill_null(1.0)).to_series().to_numpy().astype(float)
         for total in sums
     )
-    burst = effect_of_bursts(n, squares, cubes)
+    burst = effect_of_bursts(n, squares, n_bursts)
     # Equivalent number of uncensored requests: S (1 - S) divided by Greenwood's variance.
     n_uncensored = (1 - pl.col("more")) / (pl.col("more") * pl.col("_greenwood"))
     n_uncensored = pl.when(pl.col("more") > 0).then(

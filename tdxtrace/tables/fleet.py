@@ -43,7 +43,6 @@ ATTEMPT_COUNTS = Table(
         ),
         Column("squares", I64, "Contribution of these to the sum of squared sizes of bursts."),
         Column("n_episodes", I64, "Bursts whose longest request is among these."),
-        Column("cubes", I64, "Contribution of these to the sum of cubed sizes of bursts."),
         *(
             Column(
                 f"{unit}_{what}", I64, f"Contribution of these to the sum of {text} of each {unit}."

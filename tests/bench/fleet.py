@@ -115,7 +115,7 @@ def _counts(by_host: pl.DataFrame, sums: pl.DataFrame, n_hosts: int) -> AttemptC
     ends = by_host.group_by(keys).agg(pl.col("n_more").sum())
     done = ends.with_columns(step=pl.col("step") + 1, n_done="n_more", n_more=pl.lit(0, pl.Int64))
     steps = pl.concat([ends.with_columns(n_done=pl.lit(0, pl.Int64)), done])
-    steps = steps.with_columns(squares="n_more", cubes="n_more", n_episodes="n_more")
+    steps = steps.with_columns(squares="n_more", n_episodes="n_more")
     missing = [c for c in ATTEMPT_COUNTS.columns if c.name not in steps.columns]
     steps = steps.with_columns(
         pl.lit(None if c.nullable else 0, c.dtype).alias(c.name) for c in missing

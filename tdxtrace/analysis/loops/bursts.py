@@ -15,27 +15,19 @@ DEEPEST: Final = (1 << HALF) - 1
 _Counts = NDArray[np.int64]
 
 
-# Ranks above this one add the same amount to the sum of cubes, so that the sum fits into 64 bits
-# for any trace: bursts that large count as one observation whatever their cube is.
-MOST_CUBED: Final = 1 << 18
-
-
-def count_bursts(
-    key: _Counts, n_more: _Counts, squares: _Counts, n_bursts: _Counts, cubes: _Counts
-) -> None:
+def count_bursts(key: _Counts, n_more: _Counts, squares: _Counts, n_bursts: _Counts) -> None:
     """Count the requests of one curve at the last step after which each still needs more.
 
     For a given step, the sum of each output over that depth and all greater depths gives the number
-    of requests that need more than the step, the sums of the squares and cubes of their bursts'
-    sizes, and the number of these bursts.  The request of rank r adds r**2 - (r - 1)**2 to the
-    squares (1, 3, 5 ...) and r**3 - (r - 1)**3 to the cubes (1, 7, 19 ...).
+    of requests that need more than the step, the sum of the squares of their bursts' sizes, and
+    the number of these bursts.  The request of rank r adds r**2 - (r - 1)**2 to the squares (1, 3,
+    5 ...).
 
     Args:
         key: Sorted keys, one for each request.
         n_more: Output by depth, zero on input: number of requests.
         squares: Output by depth, zero on input: what these requests add to the squares.
         n_bursts: Output by depth, zero on input: number of bursts whose deepest request is here.
-        cubes: Output by depth, zero on input: what these requests add to the cubes.
     """
     rank = 0
     for place in range(len(key)):
@@ -46,8 +38,6 @@ def count_bursts(
         rank += 1
         n_more[depth] += 1
         squares[depth] += 2 * rank - 1
-        at_most = min(rank, MOST_CUBED)
-        cubes[depth] += 3 * at_most * (at_most - 1) + 1
 
 
 def count_moments(start: _Counts, end: _Counts, begins: NDArray[np.bool_], moment: _Counts) -> None:
