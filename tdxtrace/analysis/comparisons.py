@@ -73,7 +73,11 @@ def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
 
 
 def _points(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return the values of each leaf's curve at the compared steps."""
+    """Return the values of each leaf's curve at the compared steps.
+
+    After its last step, a curve with requests last seen busy there says nothing of when they were
+    done: the share done may be any larger one.
+    """
     curves = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf")
     points = pl.DataFrame(
         [(unit, within) for unit, places in COMPARED_AT.items() for within in places],
@@ -87,11 +91,16 @@ def _points(attempts: pl.DataFrame) -> pl.DataFrame:
         by=["leaf", "unit"],
         check_sortedness=False,
     )
+    at_end = pl.col("within") == pl.col("within").max().over("leaf", "unit")
+    ends = curves.filter(at_end).select("leaf", "unit", "n_censored", last="within")
+    is_open = (pl.col("within") > pl.col("last")) & (pl.col("n_censored") > 0)
     return (
         found.join(
             _before_first_step(curves), on=["leaf", "unit"], how="left", maintain_order="left"
         )
+        .join(ends, on=["leaf", "unit"], how="left", maintain_order="left")
         .with_columns(pl.coalesce(name, f"{name}_first") for name in _CURVE)
+        .with_columns(done_high=pl.when(is_open).then(1.0).otherwise("done_high"))
         .select("leaf", "unit", "within", *_CURVE)
         .sort("leaf", "unit", "within")
     )

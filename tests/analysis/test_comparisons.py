@@ -56,3 +56,11 @@ def test_more_than_n_counts_what_needed_more_than_n() -> None:
     rows = compared("B1 B1 S1 S2 S3 S4", "S1 S2 S3 S4").filter(unit="attempts")
     more = dict(rows.select("within", "more_before").rows())
     assert more == {1: 0.25, 2: 0.25, 5: 0.0, 16: 0.0}
+
+
+def test_requests_last_seen_busy_are_not_evidence_beyond_their_last_attempt() -> None:
+    given_up = " ".join(f"B{i} B{i} _20ms" for i in range(101, 131))
+    rows = compared(f"{many(60, 0)} {given_up}", many(90, 0)).filter(unit="attempts")
+    change = dict(rows.select("within", "change").rows())
+    # Nobody knows how many of them needed more than five.
+    assert change == {1: "fewer", 2: "fewer", 5: "not_told", 16: "not_told"}

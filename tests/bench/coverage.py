@@ -219,7 +219,10 @@ def unlike(name: str, n: int, targets: tuple[float, ...], seeds: range) -> Count
         for within in SHARES:
             row = curve.filter(pl.col("within") <= within).tail(1)
             if not row.is_empty():
-                so = row["done_low"][0] <= 1 - trace.more(within) <= row["done_high"][0]
+                # Requests last seen busy at the end of a curve may be done anywhere beyond it.
+                is_open = within > curve["within"][-1] and curve["n_censored"][-1] > 0
+                high = 1.0 if is_open else row["done_high"][0]
+                so = row["done_low"][0] <= 1 - trace.more(within) <= high
                 held.update({f"{within} asked": 1, f"{within} so": int(so)})
         held.update({"drifts": int(curve["drifts"].any())})
     for target in targets:
