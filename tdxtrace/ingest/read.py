@@ -262,7 +262,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
         if has_events:
             decoder.finish()
             implied_losses.add_implied_losses(sink.losses, stats, header)
-    if not is_log and (not sink.n_rows or _is_of_guest(opened, stats)):
+    if not is_log and (not sink.n_rows or _is_foreign(opened, stats, sink)):
         if changed := stream_losses.get("changed_while_read"):
             raise InputError(f"{one_line(path)} has no complete event: it had {changed}")
         from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
@@ -273,8 +273,10 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
     return _source(opened, stats, header)
 
 
-def _is_of_guest(opened: Input, stats: SourceStats) -> bool:
-    """Whether a log is a guest's: of its messages about TDX none is one of a host."""
+def _is_foreign(opened: Input, stats: SourceStats, sink: SourceSink) -> bool:
+    """Whether a trace is of an AMD host, or a log of a guest: no message is one of a TDX host."""
+    if stats.has_amd_exits and not sink.n_intel:
+        return True
     if opened.format.holds == "events" or set(stats.events) != {"other"}:
         return False
     from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it

@@ -146,6 +146,7 @@ REFUSALS: Final = (
     ),
 )
 # Events and messages that do not come from an Intel TDX host.
+_OF_AMD: Final = "its KVM events are of an AMD host; TDX is an Intel feature"
 _ARM: Final = re.compile(r"^(?>.*?\bkvm_(?:exit|entry): ).*?(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
 _AMD: Final = re.compile(
     r"^(?>.*?\bkvm_exit: ).*?reason (?:EXIT_|npf\b|0x40\d\b)"
@@ -186,7 +187,7 @@ def not_intel(lines: list[str]) -> str | None:
     if any(_ARM.match(line) for line in lines):
         return "its KVM events are of an ARM host; TDX is an Intel feature"
     if any(_AMD.match(line) for line in lines):
-        return "its KVM events are of an AMD host; TDX is an Intel feature"
+        return _OF_AMD
     if any(_GUEST.search(line) for line in lines):
         return "it is of a guest; trace the host"
     return None
@@ -217,8 +218,11 @@ def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
         lines: The first lines of a text; empty for a binary recording.
     """
     other, what = not_intel(lines), refusal_of(lines)
+    if other is None and stats.has_amd_exits:
+        other = _OF_AMD
     if other is not None:
-        return f"{shown} has no event of a TDX host: {other}"
+        ours = _ours([*lines, *stats.events])
+        return f"{shown} has no event of a TDX host: {other}{ours}{' there' if ours else ''}"
     lacks = {kind: _LACKING[kind] for kind, _ in stats.entries if kind in _LACKING}
     # Lines of other tools may look like events without times.
     no_time = lacks.pop("no_time", None)

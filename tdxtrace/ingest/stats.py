@@ -62,6 +62,9 @@ _ADVICE: Final = {
     "no_time": "switch context back on: echo 1 > options/context-info",
 }
 
+OF_AMD: Final = "(AMD, not Intel)"
+"""End of the description of an exit reason that only AMD processors have."""
+
 # Values that are not known, each with a loss of its own.
 _MAX_UNKNOWN: Final = 64
 
@@ -237,6 +240,11 @@ class SourceStats:
         if self.last_ns[UNKNOWN] == _INT64.min:
             return None, None
         return int(self.first_ns[UNKNOWN]), int(self.last_ns[UNKNOWN])
+
+    @property
+    def has_amd_exits(self) -> bool:
+        """Whether an exit reason of AMD processors was read."""
+        return any(OF_AMD in reason for reason in self._unknown)
 
     def losses(self, source: int) -> pl.DataFrame:
         """Return the ``losses`` rows of this source."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.texts import is_accounted_for, lost, read_text
+from support.texts import ONE_CALL, is_accounted_for, lost, read_text
 
 import tdxtrace
 from tdxtrace.errors import FormatError
@@ -287,13 +287,19 @@ def test_an_arm_host_is_named() -> None:
 
 
 def test_an_exit_reason_that_is_not_known_keeps_its_name() -> None:
-    """KVM of AMD has reasons of its own."""
-    trace = read("svm-exit-names.txt")
+    """KVM of AMD has reasons of its own, here beside a SEAMCALL of another host."""
+    trace = read_text((LINES / "svm-exit-names.txt").read_text() + ONE_CALL)
     assert trace.vm_entries.select("exit_reason", "start_ns", "end_ns").rows() == [
         (None, 1_000_001_000, 1_000_004_000)
     ]
     told = trace.losses.select("kind", "severity", "n_events", "n_lines", "detail").rows()
     assert told == [("undecoded", "error", 1, 0, "exit reason EXIT_NPF (AMD, not Intel)")]
+
+
+def test_a_trace_of_an_amd_host_is_refused() -> None:
+    said = refused((LINES / "svm-exit-names.txt").read_text())
+    assert "AMD host; TDX is an Intel feature" in said
+    assert "kvm_entry, kvm_exit would be read there" in said
 
 
 def test_exit_reasons_that_are_not_known_are_counted_in_every_line() -> None:

@@ -6,6 +6,7 @@ import pytest
 from support.recorder import Machine, Recording, format_file
 
 import tdxtrace
+from tdxtrace.errors import FormatError
 
 START = 10**9
 M = Machine()
@@ -72,6 +73,12 @@ def test_entries_and_exits_of_vcpus(tmp_path: Path) -> None:
     assert told.rows() == [
         ("undecoded", "error", 4, 1, 0, "exit reason 0x400 (AMD, not Intel)"),
     ]
+
+
+def test_a_recording_of_an_amd_host_is_refused(tmp_path: Path) -> None:
+    entry = _head(401) + M.pack("IIQI", 5, 0, 0, 1)
+    with pytest.raises(FormatError, match=r"AMD host; .* kvm_entry, kvm_exit would be read there"):
+        _read(tmp_path, {"kvm": KVM}, entry, _exit(0x400, 2))
 
 
 def test_page_faults(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tdxtrace.ingest.decode.runs import NO_RUN, VcpuRuns
 from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing
 from tdxtrace.ingest.loops import runs as loops
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import OF_AMD, SourceStats
 from tdxtrace.tables.events import (
     HOST_EVENTS,
     LOADER_CALLS,
@@ -404,7 +404,7 @@ class VmEntries:
         """Record exit codes of AMD processors as unknown."""
         codes, first, n = np.unique(reason, return_index=True, return_counts=True)
         for code, at, n_exits in zip(codes.tolist(), first.tolist(), n.tolist(), strict=True):
-            what = f"exit reason {code:#x} (AMD, not Intel)"
+            what = f"exit reason {code:#x} {OF_AMD}"
             self.stats.record_unknown(what, int(line[at]), n_exits)
 
 

@@ -133,6 +133,8 @@ class SourceSink:
     level_base: LevelBaseDetector
     losses: LossDetector = field(default_factory=LossDetector)
     n_rows: int = 0
+    n_intel: int = 0
+    """Rows that only Intel hosts have: SEAMCALLs, and exits with a reason of VMX."""
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Pass rows of the table ``name`` to the target and the detectors."""
@@ -140,9 +142,11 @@ class SourceSink:
             return
         self.n_rows += rows.height
         if name == "seamcalls":
+            self.n_intel += rows.height
             self.level_base.observe(rows)
             self.losses.observe_calls(rows)
         elif name == "vm_entries":
+            self.n_intel += rows["exit_reason"].count()
             self.losses.observe_entries(rows)
         self.target.add(name, rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from tdxtrace.ingest.stats import OF_AMD
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 from tdxtrace.tdx.leaves import parse_leaf
 from tdxtrace.tdx.loader import LOADER_BIT, parse_loader_leaf
@@ -148,8 +149,8 @@ def kvm_exit(args: str) -> Fields:
     else:
         text = found["text"].strip()
         # libtraceevent, plugins/plugin_kvm.c: SVM_EXIT_REASONS; KVM prints them in lower case.
-        is_svm = text.startswith("EXIT_") or text.islower()
-        fields.unknown = f"exit reason {text}{' (AMD, not Intel)' if is_svm else ''}"
+        is_svm = text.startswith("EXIT_") or (text.islower() and text[0].isalpha())
+        fields.unknown = f"exit reason {text}{f' {OF_AMD}' if is_svm else ''}"
     return fields
 
 
