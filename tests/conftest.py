@@ -1,4 +1,4 @@
-"""How hypothesis behaves in this suite."""
+"""Hypothesis settings of this suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every regular expression of the package takes time in proportion to its text.
+"""All regular expressions of the package take linear time.
 
 Expressions meet text that others wrote: one that tries again from every place, or that splits a
 run between two quantifiers in every way, lets a line of some KB take minutes.

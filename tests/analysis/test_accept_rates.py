@@ -1,4 +1,4 @@
-"""How fast memory is accepted, and which part of the vCPUs' time took most."""
+"""Rates of memory acceptance, and the part of the vCPUs' time that limits them."""
 
 from __future__ import annotations
 

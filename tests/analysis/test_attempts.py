@@ -1,4 +1,4 @@
-"""The attempts curve, against scipy's and against hand counts."""
+"""The attempts curve, against scipy and manual counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a TD's life goes."""
+"""Times of a TD's boot phases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bursts of requests: which wait at one moment, and what their sizes do to intervals."""
+"""Bursts of requests, and their effect on confidence intervals."""
 
 from __future__ import annotations
 

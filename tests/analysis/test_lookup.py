@@ -1,3 +1,5 @@
+"""Lookup of rows by source and number."""
+
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The order of the calls that make MRTD, and what text says of it."""
+"""The order of the calls that make MRTD, and its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls after one whose return was not recorded."""
+"""Calls after a call whose return was not recorded."""
 
 from pathlib import Path
 

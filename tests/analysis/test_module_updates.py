@@ -1,4 +1,4 @@
-"""Updates of the TDX module: whether they stopped all CPUs, and what waited for them."""
+"""Updates of the TDX module: whether they stopped all CPUs, and which requests waited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bits 61 and 60 of a status, which the module sets at run time, change no answer."""
+"""Bits 61 and 60 of a status, which the module sets at run time, do not change findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several inputs whose TDs, threads and times have the same numbers: each is judged for itself."""
+"""Several inputs with equal TD, thread and time values are analyzed independently."""
 
 from __future__ import annotations
 

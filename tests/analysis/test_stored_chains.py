@@ -1,4 +1,4 @@
-"""The answers about a trace are the same in memory and on disk, in however many parts it comes."""
+"""Chains and busy answers are the same in memory and on disk, for any number of parts."""
 
 from __future__ import annotations
 

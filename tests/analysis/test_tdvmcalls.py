@@ -1,4 +1,4 @@
-"""Exits by TDG.VP.VMCALL: which function, what names it, and what is left without a name."""
+"""Exits by TDG.VP.VMCALL: their functions, and the evidence for each name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-step episodes, and traces that only look like one."""
+"""Zero-step episodes, and similar traces without one."""
 
 from __future__ import annotations
 

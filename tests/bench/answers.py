@@ -1,4 +1,4 @@
-"""Digests of every table that traces give: to compare the answers of two versions.
+"""Print digests of all tables of traces, to compare the answers of two versions.
 
     python tests/bench/answers.py FILE... > before.txt
     python tests/bench/answers.py --simulate FOLDER   # writes 40 runs in every format

@@ -1,4 +1,4 @@
-"""Does each recorder see every chain that the testbed made?  Runs, chains, and wrong ones.
+"""Compare the chains that each recorder captures with the chains of the testbed.
 
 sudo PYTHONPATH=tests python tests/bench/chains.py [RUNS]
 """

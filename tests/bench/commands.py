@@ -1,4 +1,4 @@
-"""How long a question takes from the file to the answer, beside reading, and in what memory.
+"""Measure time and memory of commands, and of reading alone.
 
     python tests/bench/commands.py [--events 12000000] [--rounds 3] [--folder /dev/shm]
     python tests/bench/commands.py FILE... [--only policies]

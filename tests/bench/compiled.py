@@ -1,4 +1,4 @@
-"""From which size on do compiled loops pay, and what does the first run of all cost?
+"""Measure from which input size compiled loops are faster, and the cost of the first run.
 
     python tests/bench/compiled.py [--kind trace.dat] [--folder /dev/shm] [--rounds 5]
 

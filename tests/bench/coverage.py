@@ -1,4 +1,4 @@
-"""How often the intervals hold the truth: traces made with a tail that is known.
+"""Measure the coverage of intervals on traces with a known tail.
 
     PYTHONPATH=tests python -m bench.coverage [--traces 250] [--processes 2] [--seed 1]
     PYTHONPATH=tests python -m bench.coverage --unlike --sizes 3000 [--only storms]

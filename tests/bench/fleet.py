@@ -1,4 +1,4 @@
-"""What facts of a fleet cost, and how often its intervals hold the truth.
+"""Measure the cost of a fleet's facts, and the coverage of its intervals.
 
     python tests/bench/fleet.py coverage [--fleets 1000] [--seed 1]
     python tests/bench/fleet.py many FACTS --hosts 10000

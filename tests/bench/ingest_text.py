@@ -1,4 +1,4 @@
-"""How fast text becomes tables, and in how much memory; ratios to mawk in the same run.
+"""Measure speed and memory of reading text, relative to mawk in the same run.
 
     python tests/bench/ingest_text.py              speed: 3 million lines, all ours and 5 % ours
     python tests/bench/ingest_text.py --memory     peaks at 1 and 4 GB of 95 % foreign lines

@@ -1,4 +1,4 @@
-"""Large recordings to measure with: real pages and records, again and again, later each time.
+"""Make large recordings: real pages and records repeated with later timestamps.
 
 The events are those of ``sample_traces/``; copy n happens n spans after the first.
 To make a share of them foreign, records are given the number of another event

@@ -1,4 +1,4 @@
-"""End commands that write at random moments, by SIGINT, SIGTERM, SIGHUP and SIGKILL.
+"""End writing commands at random moments by SIGINT, SIGTERM, SIGHUP and SIGKILL.
 
 No input may be lost and no output half written; exits with 1 if one is.
 

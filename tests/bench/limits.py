@@ -1,4 +1,4 @@
-"""How long attempts, policies and limits take on many requests.
+"""Measure the time of attempts, policies and limits on many requests.
 
     python tests/bench/limits.py [--requests 10000000] [--busy 0.01]
 

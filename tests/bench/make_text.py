@@ -1,4 +1,4 @@
-"""Write a large trace from a small real one: its lines again and again, times shifted.
+"""Write a large trace: the lines of a small real one, repeated with later timestamps.
 
     python tests/bench/make_text.py sample_traces/contended.txt big.txt --events 3000000
     python tests/bench/make_text.py sample_traces/contended.txt big.txt --bytes 1e9 --noise 0.95

@@ -1,4 +1,4 @@
-"""Peak memory of questions about a recording, each in a process of its own.
+"""Measure the peak memory of commands, each in its own process.
 
     python tests/bench/memory.py FILE [--events 12000000] [--limit 4G]
 

@@ -1,4 +1,4 @@
-"""Damage inputs for as long as wanted, and keep those that are not survived.
+"""Damage inputs for a given time, and keep those that crash a reader.
 
 The longer form of tests/property/test_mutations.py, over recordings, texts, logs of the kernel,
 stores and settings; exits with 1 if something was found.

@@ -1,4 +1,4 @@
-"""How often a recording as long as `recommend` asks for gives the answer that was asked for.
+"""Measure how often a recording of the length that `recommend` suggests is long enough.
 
     python tests/bench/needed.py [--traces 40] [--seed 1]
 

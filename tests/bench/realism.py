@@ -1,4 +1,4 @@
-"""Does the simulator give back what is public?  Prints the tables of sample_traces/README.md.
+"""Compare simulated with published figures: the tables of sample_traces/README.md.
 
 Run it by hand: python tests/bench/realism.py.  The left column is what was published
 (sources beside it), the right what a scenario gives; nothing here is a test, because no

@@ -1,4 +1,4 @@
-"""Loss and CPU cost of the recorder, beside trace-cmd record on the same run.
+"""Measure losses and CPU time of the recorder and of trace-cmd record on the same run.
 
     sudo PYTHONPATH=tests python tests/bench/record.py [SECONDS [THREADS]]
 

@@ -1,4 +1,4 @@
-"""What a report of many SEAMCALLs takes once they are read: seconds, size, memory.
+"""Measure time, size and memory of a report of many SEAMCALLs.
 
     python tests/bench/report.py [--calls 5000000] [--parts] [--profile PART] [--form html]
 

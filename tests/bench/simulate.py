@@ -1,4 +1,4 @@
-"""How many SEAMCALLs a second the simulator makes on one core, rendering left out.
+"""Measure simulated SEAMCALLs per second on one core, without rendering.
 
 python tests/bench/simulate.py
 """

@@ -1,4 +1,4 @@
-"""Traces whose requests are not alike: shapes that make intervals and limits too narrow.
+"""Make traces with dependent or unequal requests, which narrow intervals and limits wrongly.
 
 Each kind makes one trace and says what is true of it. Where TDs, inputs, storms or times differ,
 the truth is that of a further one, or of the end of the recording.

@@ -1,4 +1,4 @@
-"""How many events a second ``tdxtrace watch -`` follows, and what memory it takes over time.
+"""Measure events per second of ``tdxtrace watch -``, and its memory over time.
 
     PYTHONPATH=tests python tests/bench/watch.py [EVENTS_PER_S [SECONDS]]
 

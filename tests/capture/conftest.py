@@ -1,4 +1,4 @@
-"""The kernel's tracing, and the program that is traced."""
+"""The kernel's tracing, and the traced program."""
 
 from __future__ import annotations
 

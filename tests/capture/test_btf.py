@@ -1,4 +1,4 @@
-"""BTF: the compiler says where a member is, in two ways that must agree."""
+"""BTF: offsets of members, against the compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of pages becomes a trace.dat: every page where the file says it is."""
+"""Conversion of a folder of pages to a trace.dat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace capture doctor``: what a host lets be captured, told honestly."""
+"""``tdxtrace capture doctor``: what can be captured on a host."""
 
 from __future__ import annotations
 

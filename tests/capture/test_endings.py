@@ -1,4 +1,4 @@
-"""However a recording ends, the kernel is as it was: no instance, no probe of ours is left."""
+"""However a recording ends, its instance and probes are removed from the kernel."""
 
 from __future__ import annotations
 

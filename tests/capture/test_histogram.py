@@ -1,4 +1,4 @@
-"""Requests that are counted in the kernel are those of a recording of the same run."""
+"""Counts made in the kernel equal those of a recording of the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace capture plan``: the recipe for a kernel, whatever machine it is asked on."""
+"""``tdxtrace capture plan``: the recipe for a kernel, on any machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace capture record``: what happened is recorded, and everything is left as it was."""
+"""``tdxtrace capture record``: recordings are complete, and the kernel is restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace watch`` on the running kernel: what the testbed did, as it does it."""
+"""``tdxtrace watch`` on the running kernel, while the testbed runs."""
 
 from __future__ import annotations
 

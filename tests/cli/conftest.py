@@ -1,4 +1,4 @@
-"""Traces for the commands: real ones, cut short."""
+"""Shortened real traces for the commands."""
 
 from __future__ import annotations
 

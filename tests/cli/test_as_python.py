@@ -1,4 +1,4 @@
-"""``--python``: what it prints does what the command does."""
+"""``--python``: the printed code gives the same results as the command."""
 
 from __future__ import annotations
 

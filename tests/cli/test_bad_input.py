@@ -1,4 +1,4 @@
-"""Whatever is wrong with an input is one clear line and exit status 1."""
+"""Any error of an input is one line and exit status 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace decode``: a number from a log, in words."""
+"""``tdxtrace decode``: explanation of status words from logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is removed before its successor is whole, and no command writes over what it reads."""
+"""Nothing is removed before its replacement is complete, and no command overwrites its input."""
 
 from __future__ import annotations
 

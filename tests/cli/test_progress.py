@@ -1,4 +1,4 @@
-"""What a command says while it runs, on stderr of a terminal only."""
+"""Progress messages of commands, on stderr of a terminal only."""
 
 from __future__ import annotations
 

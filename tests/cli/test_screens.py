@@ -1,4 +1,4 @@
-"""What commands print at any width, and the five answers of the first screen."""
+"""Output of commands at any width, and the five answers of the first screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output that cannot be written whole: one line, status 1, and no file under its name."""
+"""Failed output is one line and exit status 1, and leaves no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tdxtrace verdicts``, and the kernel's log beside a trace."""
+"""``tdxtrace verdicts``, and the kernel's log together with a trace."""
 
 from __future__ import annotations
 

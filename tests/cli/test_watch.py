@@ -1,4 +1,4 @@
-"""``tdxtrace watch``: a pipe in; a table, lines of JSON, metrics or an exit status out."""
+"""``tdxtrace watch``: from a pipe to a table, JSON lines, metrics or an exit status."""
 
 from __future__ import annotations
 

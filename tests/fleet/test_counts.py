@@ -1,4 +1,4 @@
-"""Counts add: whatever is counted first and added in whatever order, and subtract."""
+"""Counts can be added in any order, and subtracted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a fleet: hosts as clusters, hosts that carry the tail, rollouts."""
+"""Limits of a fleet: hosts as clusters, outlier hosts, rollouts."""
 
 from __future__ import annotations
 

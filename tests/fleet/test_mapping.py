@@ -1,4 +1,4 @@
-"""From traces to facts: what is written, what is not done again, and what goes wrong."""
+"""Mapping of traces to facts: output, resumption, failures."""
 
 from __future__ import annotations
 

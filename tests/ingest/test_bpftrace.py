@@ -1,4 +1,4 @@
-"""What programs of bpftrace print: lines without time, with nsecs, JSON."""
+"""Output of bpftrace programs: lines without time, with nsecs, JSON."""
 
 from __future__ import annotations
 

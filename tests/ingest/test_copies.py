@@ -1,4 +1,4 @@
-"""Events that several instances of tracefs recorded."""
+"""Events recorded by several trace instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trace.dat files of any machine, made here: sections, options, clocks, instances, damage."""
+"""trace.dat files made here for any machine: sections, options, clocks, instances, damage."""
 
 from pathlib import Path
 

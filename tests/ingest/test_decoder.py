@@ -1,4 +1,4 @@
-"""From events to rows: as a plain reading of the rules says, however they are cut."""
+"""From events to rows, against a simple implementation of the rules, for any batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of an entry whose function is probed on its return alone: the kvm_entry before it."""
+"""Start times of entries that are probed on return only: the preceding kvm_entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as tools print them, and where in the text they stand."""
+"""Numbers as tools print them, and their positions in the text."""
 
 from __future__ import annotations
 

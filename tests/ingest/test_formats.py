@@ -1,4 +1,4 @@
-"""Which format it is, told by the content."""
+"""Detection of formats by content."""
 
 from __future__ import annotations
 

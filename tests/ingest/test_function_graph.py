@@ -1,4 +1,4 @@
-"""What the function_graph tracer prints of the wrappers."""
+"""Output of the function_graph tracer for the wrappers."""
 
 from __future__ import annotations
 

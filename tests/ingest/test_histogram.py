@@ -1,4 +1,4 @@
-"""Histograms: what the script prints is read, and what is damaged is one clear line."""
+"""Reading of histograms: output of the script, and damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a capture lost without a line that says so."""
+"""Losses that no line of the input reports."""
 
 from __future__ import annotations
 

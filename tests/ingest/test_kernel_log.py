@@ -1,4 +1,4 @@
-"""Logs of the kernel: every shape that tools and hosts have printed, and what is read from it."""
+"""Kernel logs: all forms that tools and hosts print, and the fields read from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which number a 4K page has in this capture."""
+"""Numbering of page levels in a capture."""
 
 from __future__ import annotations
 

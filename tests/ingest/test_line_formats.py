@@ -1,4 +1,4 @@
-"""One line of each shape that tools have produced: the line in, its head out.
+"""One line of each format that tools print, and its prefix.
 
 The numbers are those of the collection the shapes were taken from.
 """

@@ -1,4 +1,4 @@
-"""What one line says beside its columns: context of interrupts, names without end."""
+"""Interrupt context and event names of single lines."""
 
 from __future__ import annotations
 

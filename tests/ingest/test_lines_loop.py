@@ -1,4 +1,4 @@
-"""The loop over lines gives what the line-at-a-time reader gives, interpreted and compiled."""
+"""The loop over lines gives the events of the line reader, interpreted and compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines as people really have them: every option of the tools, wrapped, quoted, of other hosts.
+"""Lines as users have them: all tool options, wrapped, quoted, of other hosts.
 
 The files are in ``tests/lines``; what is right of each is what its test says.
 """

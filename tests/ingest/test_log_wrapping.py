@@ -1,4 +1,4 @@
-"""Lines of a log that a mailer or a terminal wrapped are joined, or lost, and never half read."""
+"""Wrapped log lines are joined or counted as lost, and never partly read."""
 
 from __future__ import annotations
 

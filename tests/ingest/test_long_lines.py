@@ -1,4 +1,4 @@
-"""Lines that no kernel wrote: of blanks, of repeated words, longer than a kernel's can be."""
+"""Lines that no kernel writes: blanks, repeated words, longer than the kernel's limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled loops read what interpreted ones read, and are loaded for large inputs only."""
+"""Compiled loops give the rows of interpreted ones, and are loaded for large inputs only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of all CPUs come in the order of their time, with what heads their records."""
+"""Events of all CPUs are merged by time, with their common fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What perf script and trace-cmd report print of a recording with any options, against it.
+"""Output of perf script and trace-cmd report with any options, against the recording.
 
 The tools that are installed here print every option and every pair of options. Their text
 gives the tables of the recording, but for what the options leave out; or it is refused in a

@@ -1,4 +1,4 @@
-"""Tracepoints that were proposed, or live out of tree, as they print."""
+"""SEAMCALL tracepoints that were proposed or are out of tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the ring buffer: what the kernel can write on one."""
+"""Ring-buffer pages: all records that the kernel writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which return belongs to which entry, held against a stack that is easy to believe."""
+"""Pairs of entries and returns, against a simple stack."""
 
 from __future__ import annotations
 

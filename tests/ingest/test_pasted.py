@@ -1,4 +1,4 @@
-"""Texts as people store and paste them: UTF-16, HTML, colours, other blanks and line ends."""
+"""Texts as users store and paste them: UTF-16, HTML, colours, other blanks and line ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learned from a line: nothing that other lines could be misread by."""
+"""Patterns learned from a line never misread another line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loops over perf.data: interpreted and compiled they do the same, also with damaged input."""
+"""The loops over perf.data give equal results interpreted and compiled, also on damaged input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""perf.data against what perf script printed of it."""
+"""perf.data, against the output of perf script."""
 
 import polars as pl
 import pytest

@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread come as they would without it."""
+"""A thread that prefetches batches does not change them."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What comments at the head of a file say."""
+"""Metadata from the comments at the start of a text."""
 
 from __future__ import annotations
 

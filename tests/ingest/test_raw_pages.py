@@ -1,4 +1,4 @@
-"""Pages as tracefs gives them: those inside a trace.dat, saved as trace_pipe_raw would be."""
+"""Raw ring-buffer pages, as trace_pipe_raw gives them: the pages of a trace.dat."""
 
 import lzma
 import shutil

@@ -1,4 +1,4 @@
-"""The front door: whatever a file holds, its lines become rows, headers or losses."""
+"""Reading of files: every line becomes a row, a header or a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of records become words: any size at any byte, with their sign."""
+"""Reading of record fields of any size, offset and sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fields of records fill which slots: KVM's tracepoints, and SEAMCALL ones out of tree."""
+"""Mapping of record fields to slots: KVM's and out-of-tree SEAMCALL tracepoints."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Texts that are no trace: the line says which tool made them, and what to run instead."""
+"""Refusals of other texts: the tool that wrote them, and what to run instead."""
 
 from __future__ import annotations
 

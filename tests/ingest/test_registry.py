@@ -1,4 +1,4 @@
-"""Which event it is, however somebody named it."""
+"""Classification of events by name and text."""
 
 from __future__ import annotations
 

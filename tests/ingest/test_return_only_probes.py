@@ -1,4 +1,4 @@
-"""A probe that was placed on the return alone is no sign of a full buffer."""
+"""Probes on returns only do not imply a full buffer."""
 
 from pathlib import Path
 

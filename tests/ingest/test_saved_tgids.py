@@ -1,4 +1,4 @@
-"""What lies beside a trace.dat of ours: the processes of threads, or nothing that can be used."""
+"""Process IDs that ``tdxtrace capture`` saves in a file with a trace.dat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes: compressed in any way, in pieces of any size, cut, hostile."""
+"""Input bytes: compressed, in chunks of any size, truncated, hostile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of every line that is no row."""
+"""Counts and losses of lines without rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop reads what the line-at-a-time reader reads: same events, same account of the rest."""
+"""The loop over lines gives the events and losses of the line reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trace.dat of trace-cmd, versions 6 and 7, against what trace-cmd printed of it."""
+"""trace.dat of versions 6 and 7, against the output of trace-cmd."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Returns of tdx_vcpu_run: entries of a vCPU, returns of one held off, entries told of twice."""
+"""Returns of tdx_vcpu_run: entries, returns while held off, and repeated entries."""
 
 from __future__ import annotations
 

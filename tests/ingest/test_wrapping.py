@@ -1,4 +1,4 @@
-"""Text that a mailer, a terminal or a quotation changed: the same rows, or a loss, never others."""
+"""Text changed by a mailer, a terminal or quoting gives the same rows, or a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a recording larger makes reading it longer in proportion, not more."""
+"""The time to read grows at most in proportion to a recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kernel message is found behind whatever a log, a terminal or a mail puts around it."""
+"""Kernel messages are found behind any prefix of a log, a terminal or a mail."""
 
 from __future__ import annotations
 

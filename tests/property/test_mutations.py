@@ -1,4 +1,4 @@
-"""Damaged inputs give an answer, in part, or a clear error: never a crash or a hang."""
+"""Damaged inputs give a partial result or a clear error, never a crash or a hang."""
 
 import random
 import resource

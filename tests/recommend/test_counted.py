@@ -1,4 +1,4 @@
-"""What limits would have done, from counts alone, is what the requests say one by one."""
+"""Limits computed from counts equal those computed from the requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mail's doubling limit, replayed on small scenarios."""
+"""The doubling limit proposed by mail, replayed on small scenarios."""
 
 from __future__ import annotations
 

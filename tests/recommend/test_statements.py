@@ -1,4 +1,4 @@
-"""What a trace supports without a target: at most so many need more."""
+"""Shares that a trace supports without a target."""
 
 from __future__ import annotations
 

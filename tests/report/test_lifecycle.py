@@ -1,4 +1,4 @@
-"""Sections on accepting, boot, TDVMCALLs and updates: shown where they have content."""
+"""Sections on accepting, boot, TDVMCALLs and updates are shown if they have content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as text: nothing is cut at any width, and what is left out is named."""
+"""Tables as text: no cell is truncated at any width, and omitted columns are named."""
 
 from __future__ import annotations
 

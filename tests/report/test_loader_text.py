@@ -1,4 +1,4 @@
-"""A module update is seen in every view, by what the P-SEAMLDR's calls took."""
+"""Module updates in every view: durations of the P-SEAMLDR's calls."""
 
 from __future__ import annotations
 

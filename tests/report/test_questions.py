@@ -1,4 +1,4 @@
-"""Answers to the questions of the kernel's list."""
+"""Answers to the questions of the kernel mailing list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: its sentences, and that it is safe, small and deterministic."""
+"""The report: its sentences, safety, size and reproducibility."""
 
 from __future__ import annotations
 

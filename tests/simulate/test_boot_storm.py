@@ -1,4 +1,4 @@
-"""boot_storm scales with its vCPUs as Intel's lkvs measured it, and no further."""
+"""boot_storm scales with its vCPUs as Intel's lkvs measured."""
 
 import dataclasses
 from collections.abc import Iterator

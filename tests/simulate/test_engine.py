@@ -1,4 +1,4 @@
-"""Whole runs: reproducible, physically possible, and as the busy policies say."""
+"""Whole runs: reproducible, physically possible, and in accordance with the policies."""
 
 from collections import Counter
 from functools import cache

@@ -1,4 +1,4 @@
-"""Leaves that are rows of tables alone, simulated and followed to the cause of a busy answer."""
+"""Leaves defined by table rows only are simulated, and their busy answers explained."""
 
 from __future__ import annotations
 

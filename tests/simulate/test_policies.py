@@ -1,4 +1,4 @@
-"""Each busy policy does with a busy answer what its source says."""
+"""Each policy reacts to a busy answer as its source does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Attempts of one thread at one request are one chain, whatever it calls in between."""
+"""Attempts of one thread at one request are one chain, with any calls in between."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The truth tables: what truly happened at which call, and who did it."""
+"""The truth tables of the simulator."""
 
 from collections import Counter
 from functools import cache

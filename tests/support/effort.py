@@ -1,4 +1,4 @@
-"""How much of what could be repeated without end one run of the suite repeats."""
+"""Numbers of repetitions of random tests in a run of the suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings that grow in one direction, by which a reader may take time that grows faster."""
+"""Recordings that grow in one direction, to find readers whose time grows faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trace with names that would be executed or interpreted if they were not escaped."""
+"""A trace with names that are dangerous unless they are escaped."""
 
 from __future__ import annotations
 

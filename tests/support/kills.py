@@ -1,4 +1,4 @@
-"""Commands that write, ended at some moment: what must hold of their inputs and outputs."""
+"""Writing commands that are ended at some moment, and checks of their inputs and outputs."""
 
 from __future__ import annotations
 

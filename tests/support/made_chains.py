@@ -1,4 +1,4 @@
-"""Retry chains that are made from numbers of busy answers."""
+"""Retry chains made from numbers of busy answers."""
 
 from __future__ import annotations
 

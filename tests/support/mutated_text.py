@@ -1,4 +1,4 @@
-"""Ways to damage inputs that are text or a folder of tables, and what must hold of reading them."""
+"""Mutations of texts and stores, and checks of reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to damage a recording, and what must hold of reading a damaged one."""
+"""Mutations of recordings, and checks of reading them."""
 
 from __future__ import annotations
 

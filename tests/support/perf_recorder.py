@@ -1,4 +1,4 @@
-"""Writes small perf.data files as perf record would, of files and pipes.
+"""Writer of small perf.data files, as perf record writes to files and pipes.
 
 Nothing here is shared with the readers: the layouts are spelled out again, from
 tools/perf/Documentation/perf.data-file-format.txt and include/uapi/linux/perf_event.h.

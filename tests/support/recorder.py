@@ -1,4 +1,4 @@
-"""Writes small recordings as the kernel and trace-cmd would, in any byte order.
+"""Writer of small recordings, as the kernel and trace-cmd write them, in any byte order.
 
 Nothing here is shared with the readers: the layouts are spelled out again, from
 trace-cmd.dat.v6(5), trace-cmd.dat.v7(5) and Linux kernel/trace/ring_buffer.c.

@@ -1,4 +1,4 @@
-"""Run loops both ways: what is compiled must do what the interpreted run of the same source does.
+"""Comparison of compiled and interpreted runs of loops.
 
 Interpreted, an index out of range is an error; so a loop that passes here reads and writes
 inside its arrays.

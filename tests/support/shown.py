@@ -1,4 +1,4 @@
-"""How values of a table are printed: what a test looks for in the text of a command."""
+"""Printed forms of table values, which tests look for in the output of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that somebody changed."""
+"""Stores that were modified."""
 
 from __future__ import annotations
 

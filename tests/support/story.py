@@ -1,4 +1,4 @@
-"""A small language for traces: a line of text such as ``"B1 B1 2/S7 _ S1"`` is a story.
+"""A notation for traces: a line of text such as ``"B1 B1 2/S7 _ S1"`` is a story.
 
 A story consists of words separated by spaces, in order of time; each event takes STEP_NS.  A
 word is one of

@@ -1,4 +1,4 @@
-"""A program in place of a TDX host, traced by the real kernel, with its ground truth."""
+"""A program that replaces a TDX host, traced by the real kernel, with its ground truth."""
 
 from __future__ import annotations
 

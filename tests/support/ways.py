@@ -1,4 +1,4 @@
-"""The ways in which text is read, to compare them: line by line, and in a loop."""
+"""The two ways of reading text, to compare them: line by line, and in the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces as people write them: a line is one call with its two times, or one event of KVM.
+"""A notation for traces: a line is one call with its two times, or one event of KVM.
 
 ==========================  ===================================================================
 ``10-12 7@4 block:5 K``     thread 7 on CPU 4 calls TDH.MEM.RANGE.BLOCK of page 5 from 10 us to

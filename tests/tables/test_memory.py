@@ -1,4 +1,4 @@
-"""How much memory is free, by the strictest limit, and sizes in words."""
+"""Free memory by the strictest limit, and sizes as text."""
 
 from __future__ import annotations
 

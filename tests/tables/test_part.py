@@ -1,4 +1,4 @@
-"""A part of a trace: as if only that time had been recorded."""
+"""Parts of a trace by time range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temporary folders: they go away however the process ends, and only those of the dead."""
+"""Temporary folders are removed however a process ends, and never while it runs."""
 
 from __future__ import annotations
 

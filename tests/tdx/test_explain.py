@@ -1,4 +1,4 @@
-"""One status word for one kernel developer."""
+"""Explanations of status words."""
 
 from __future__ import annotations
 

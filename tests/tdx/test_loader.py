@@ -1,4 +1,4 @@
-"""The P-SEAMLDR: words that mean something only of calls with bit 63 set at entry."""
+"""The P-SEAMLDR: status words that apply only to calls with bit 63 set at entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks by generation, against the module's source and the mails that list them."""
+"""Locks by generation, against the module's source and mails that list them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a busy operand is on each leaf, against the module's source."""
+"""Meaning of a busy operand of each leaf, against the module's source."""
 
 from __future__ import annotations
 

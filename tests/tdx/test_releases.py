@@ -1,4 +1,4 @@
-"""Releases of the module, against Intel's pages of releases and the lines that kernels print."""
+"""Releases of the module, against Intel's release pages and lines that kernels print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causes, broken rules and verdicts of traces that were written by hand from the module's rules."""
+"""Causes, broken rules and verdicts of traces written by hand from the module's rules."""
 
 from __future__ import annotations
 

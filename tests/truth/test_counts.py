@@ -1,4 +1,4 @@
-"""What traces written by hand from the rules of the module and of KVM count."""
+"""Counts of traces written by hand from the rules of the module and of KVM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small traces that an innocent host or guest leaves, and guilty ones beside them.
+"""Small traces of innocent hosts and guests, and similar ones of guilty ones.
 
 Each was written from the rules of the module and of KVM, not from the code.
 """

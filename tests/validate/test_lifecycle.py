@@ -1,4 +1,4 @@
-"""Accepting, boot phases, TDVMCALLs and module updates are what the simulated host did."""
+"""Accepting, boot phases, TDVMCALLs and module updates, against the simulated host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small matrix through the command: no analysis fails on any capture."""
+"""The small matrix of the validate command: no analysis fails on any capture."""
 
 import dataclasses
 import json

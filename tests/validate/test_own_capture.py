@@ -1,4 +1,4 @@
-"""What ``tdxtrace capture`` records explains what a capture of every probe explains."""
+"""``tdxtrace capture`` records enough to explain what a capture of all probes explains."""
 
 from __future__ import annotations
 

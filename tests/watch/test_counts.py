@@ -1,4 +1,4 @@
-"""Histograms that are watched: the newest counts become the running totals."""
+"""Watched histograms: the newest counts become the running totals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding text tick by tick gives the rows of the whole text, and keeps none of them."""
+"""Decoding text tick by tick gives the rows of the whole text in bounded memory."""
 
 from __future__ import annotations
 

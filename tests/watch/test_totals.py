@@ -1,4 +1,4 @@
-"""Running totals: equal to the findings of the whole trace, and bounded."""
+"""Running totals equal the findings of the whole trace, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates in order, and what they say together, against the rules one candidate at a time."""
+"""Ranking of candidates and causes, against the rules applied to one candidate at a time."""
 
 from __future__ import annotations
 

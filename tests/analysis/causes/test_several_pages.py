@@ -1,4 +1,4 @@
-"""Calls that take several pages: what was busy is matched by the page that the answer names.
+"""Calls with several page operands: the busy page is the one that the status names.
 
 A leaf is nothing but rows of the tables in tdxtrace/tdx/data: the last test adds one that no
 module has.

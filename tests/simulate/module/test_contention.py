@@ -1,4 +1,4 @@
-"""Which call makes which other busy: every pair, against a table made from the source.
+"""Conflicts between all pairs of calls, against a table made from the source.
 
 The table is not derived from ``generations``: it was made by reading the module's leaves,
 one pair at a time.  Row: the call that tries.  Column: the call in flight on another
