@@ -23,7 +23,7 @@ from tdxtrace.tables.text import one_line
 _PARTS: Final = (
     *("__init__.py", "errors.py", "capture"),
     *("tables/__init__.py", "tables/attempt_cells.py", "tables/files.py", "tables/text.py"),
-    "tables/times.py",
+    *("tables/temporary.py", "tables/times.py"),
     *("tdx/__init__.py", "tdx/facts.py", "tdx/firmware.py", "tdx/releases.py", "tdx/wrappers.py"),
     "tdx/data",
 )

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from tdxtrace.tables.temporary import start_time
+
 PREFIX: Final = "tdxtrace_"
 _OWN_EVENT: Final = re.compile(
     rf"^[prf]\d*:(?P<group>{PREFIX}(?P<pid>\d+)_(?P<started>\d+))/(?P<event>\w+)"
@@ -21,22 +23,9 @@ _NAME: Final = re.compile(rf"^{PREFIX}(?P<pid>\d+)_(?P<started>\d+)$")
 _LISTS: Final = ("dynamic_events", "kprobe_events", "uprobe_events")
 
 
-def own_name(pid: int | None = None) -> str:
+def own_name() -> str:
     """Return the unique name of this process's instance and event group."""
-    number = os.getpid() if pid is None else pid
-    return f"{PREFIX}{number}_{_started(number) or 0}"
-
-
-def _started(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot; None: no such process.
-
-    Field 22 of /proc/PID/stat: proc(5).  Field 2, the name, may contain any character.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-        return int(text.rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+    return f"{PREFIX}{os.getpid()}_{start_time(os.getpid())}"
 
 
 def lines(tracefs: Path) -> list[str]:
@@ -80,7 +69,7 @@ def leftovers(tracefs: Path) -> list[str]:
 
 def _is_gone(name: str) -> bool:
     found = _NAME.match(name)
-    return found is not None and _started(int(found["pid"])) != int(found["started"])
+    return found is not None and start_time(int(found["pid"])) != int(found["started"])
 
 
 def add(tracefs: Path, made: Iterable[str]) -> None:

@@ -179,9 +179,9 @@ class SourceStats:
         gap.start_ns, gap.end_ns = min(gap.start_ns or first, first), max(gap.end_ns or 0, last)
         gap.n_events = (gap.n_events or 0) + len(times)
 
-    def record_damage(self, n_damaged: int, parts: str) -> None:
-        """Record the number of damaged parts of a recording; ``parts`` names the parts."""
-        self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {parts}")
+    def record_damage(self, n_damaged: int) -> None:
+        """Record the number of damaged pages of a recording."""
+        self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} pages")
 
     def record_gap(
         self,

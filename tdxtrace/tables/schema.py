@@ -55,13 +55,6 @@ class Table:
         missing = (c for c in self.columns if c.optional and c.name not in frame.schema)
         return frame.with_columns(pl.lit(None, c.dtype).alias(c.name) for c in missing)
 
-    def without_unused(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return ``frame`` without the optional columns that are null in all rows."""
-        optional = {c.name for c in self.columns if c.optional}
-        return frame.drop(
-            c.name for c in frame if c.name in optional and c.null_count() == frame.height
-        )
-
     def empty(self) -> pl.DataFrame:
         """The table with no rows."""
         return self.schema.to_frame()

@@ -159,11 +159,7 @@ class _TableFile:
         if self._writer is None:
             metadata = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
             schema = rows.schema.with_metadata(metadata)
-            compression = (
-                {"compression": "lz4", "use_dictionary": False}
-                if self.is_temporary
-                else _COMPRESSION
-            )
+            compression = _FAST_COMPRESSION if self.is_temporary else _COMPRESSION
             self._writer = pq.ParquetWriter(self.path, schema, **compression)
         self._writer.write_table(rows.cast(self._writer.schema), row_group_size=frame.height or 1)
 

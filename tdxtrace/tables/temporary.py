@@ -51,7 +51,7 @@ class TemporaryFolder:
             lock = os.open(made / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Other processes look for this name; the folder gets it when its lock is held.
-            own = f"tdxtrace-store-{pid}-{_start_time(pid)}-{made.name.rpartition('-')[2]}"
+            own = f"tdxtrace-store-{pid}-{start_time(pid)}-{made.name.rpartition('-')[2]}"
             self.path = made.rename(parent / own)
         except OSError as error:
             shown = one_line(str(parent))
@@ -93,7 +93,7 @@ def _is_abandoned(path: Path) -> bool:
     facts, found = path.lstat(), _NAME.match(path.name)
     if found is None or not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
         return False
-    if _start_time(int(found["pid"])) == int(found["start"]):
+    if start_time(int(found["pid"])) == int(found["start"]):
         return False
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -105,8 +105,8 @@ def _is_abandoned(path: Path) -> bool:
     return True
 
 
-def _start_time(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; 0: no such process.
+def start_time(pid: int) -> int:
+    """Return the start time of a process in clock ticks since boot; 0: no such process.
 
     Sources:
         proc_pid_stat(5), starttime, the 22nd field; the second field is in parentheses and may

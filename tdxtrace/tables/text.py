@@ -31,9 +31,9 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def escape(text: str, width: int = 200) -> str:
+def escape(text: str) -> str:
     """Return :func:`one_line` of ``text``, escaped for HTML."""
-    return html.escape(one_line(text, width))
+    return html.escape(one_line(text))
 
 
 def round_up_two_digits(value: float) -> float:

@@ -11,7 +11,6 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.loader import LOADER_BIT
 from tdxtrace.tdx.wrappers import wrapper_table
 
 # RAX at entry: leaf in 15:0, version in 23:16.  intel/tdx-module 1.5.01
@@ -64,24 +63,6 @@ def leaf_name(leaf: pl.Expr) -> pl.Expr:
     table = leaf_table()
     return leaf.cast(pl.UInt16).replace_strict(
         table["leaf"], table["name"], default=None, return_dtype=pl.String
-    )
-
-
-def split_fn(fn: pl.Expr) -> pl.Expr:
-    """Split RAX at entry into its fields.
-
-    Args:
-        fn: First argument of __seamcall and its variants, UInt64.
-
-    Returns:
-        Struct of leaf (UInt16), version (UInt8) and is_seamldr (Boolean: a call to the P-SEAMLDR,
-        which has its own leaf numbers); its fields are null where ``fn`` is.
-    """
-    version = (fn & pl.lit(_VERSION_BITS, dtype=pl.UInt64)) // (1 << 16)
-    return pl.struct(
-        (fn & pl.lit(_LEAF_BITS, dtype=pl.UInt64)).cast(pl.UInt16).alias("leaf"),
-        version.cast(pl.UInt8).alias("version"),
-        (fn >= pl.lit(LOADER_BIT, dtype=pl.UInt64)).alias("is_seamldr"),
     )
 
 

@@ -24,7 +24,6 @@ _FUNCTIONS: Final = {
     abi.EXIT_MSR_WRITE: "Instruction.WRMSR",
     abi.EXIT_TDCALL: "MapGPA",
 }
-_UNNAMED: Final = "TDCALL"
 
 
 def _add(score: Score, what: str, found: Any, true: Any) -> None:  # noqa: ANN401 - numbers or names

@@ -99,7 +99,7 @@ class PageTicker:
             sources, self._layout, self._catalog, stats, comms=comms, run=choose(size)
         )
         yield from reader.batches()
-        stats.record_damage(reader.n_damaged, "pages")
+        stats.record_damage(reader.n_damaged)
 
 
 class _MemoryReader:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.leaves import leaf_name, leaf_table, parse_leaf, split_fn
+from tdxtrace.tdx.leaves import leaf_name, leaf_table, parse_leaf
 from tdxtrace.tdx.operands import operand_table
 from tdxtrace.tdx.wrappers import wrapper_table
 
@@ -128,20 +128,6 @@ def test_nonsense_is_no_leaf(text: str) -> None:
 def test_a_leaf_and_version_survive_being_written(leaf: int, version: int) -> None:
     fn = version << 16 | leaf
     assert parse_leaf(hex(fn)) == parse_leaf(str(fn)) == (leaf, version)
-
-
-@given(st.integers(0, 2**64 - 1))
-def test_fn_is_split_into_leaf_version_and_loader_bit(fn: int) -> None:
-    split = pl.Series("fn", [fn], dtype=pl.UInt64).to_frame().select(split_fn(pl.col("fn"))).item()
-    assert split == {"leaf": fn & 0xFFFF, "version": fn >> 16 & 0xFF, "is_seamldr": fn >> 63 == 1}
-
-
-def test_fn_of_the_kernels_vp_init_is_leaf_22_version_1() -> None:
-    fns = pl.Series("fn", [0x10016, None], dtype=pl.UInt64).to_frame()
-    assert fns.select(split_fn(pl.col("fn")).struct.unnest()).rows() == [
-        (22, 1, False),
-        (None, None, None),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,8 @@ _N_OPERANDS: Final = len(IN_REGISTERS)
 _GPA, _LEVEL = FIELDS.index("gpa"), FIELDS.index("level")
 _FN, _LEAF, _VERSION = FIELDS.index("fn"), FIELDS.index("leaf"), FIELDS.index("version")
 _GFN, _FIRST_REGISTER = FIELDS.index("gfn"), FIELDS.index("rcx")
-# RAX at entry: leaf in bits 15:0, version in 23:16 (see tdx.leaves.split_fn).
+# RAX at entry: leaf in bits 15:0, version in 23:16.  intel/tdx-module 1.5.01
+# src/vmm_dispatcher/tdx_vmm_dispatcher.c.
 _LEAF_MASK: Final = np.uint64(0xFFFF)
 _VERSION_SHIFT: Final = np.uint64(16)
 _VERSION_MASK: Final = np.uint64(0xFF)

@@ -169,7 +169,7 @@ class DatReader:
 
     def _losses(self) -> None:
         """Record losses of the file as a whole, and those that the kernel's counters report."""
-        self.stats.record_damage(0 if self._ring is None else self._ring.n_damaged, "pages")
+        self.stats.record_damage(0 if self._ring is None else self._ring.n_damaged)
         for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
             self.stats.record_loss("truncated", None, detail)
         if self.dat.cut_short:
@@ -311,7 +311,7 @@ class PageReader:
         tgids = tgids_of(_text(self.pages.folder / "saved_tgids"))
         reader = RingReader(sources, layout, catalog, self.stats, Clock(), comms, tgids, run)
         yield from reader.batches()
-        self.stats.record_damage(reader.n_damaged, "pages")
+        self.stats.record_damage(reader.n_damaged)
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.stats.record_loss("truncated", None, detail)
         reported = ReportedLosses.of(self.stats)

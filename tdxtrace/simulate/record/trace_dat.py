@@ -88,7 +88,6 @@ def cpu_pages(recording: Recording, cpu: int, formats: EventFormats) -> bytes:
 
 _MAGIC: Final = b"\x17\x08\x44tracing"
 _PAGE: Final = 4096
-VERSIONS: Final = (6, 7)
 
 # Option and section numbers: trace-cmd.dat.v7(5).
 _DONE, _BUFFER, _TRACECLOCK, _UNAME, _CPUCOUNT, _VERSION = 0, 3, 4, 5, 8, 9
