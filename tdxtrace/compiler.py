@@ -92,14 +92,14 @@ class _Compiled:
         types = tuple(map(numba.typeof, args))
         folder = cache_folder()
         if folder is not None:
-            mark = folder / f"{self._loop.__module__}.{self._loop.__qualname__}"
-            if not mark.exists():
+            marker = folder / f"{self._loop.__module__}.{self._loop.__qualname__}"
+            if not marker.exists():
                 _warn_once(COMPILING)
             try:
                 with cache_in(folder):
                     run = _jit(self._loop, is_kept=True)
                     run.compile(types)
-                    mark.touch()
+                    marker.touch()
             except Exception as error:
                 # numba unpickles its cache: a damaged file can raise any exception.
                 _warn_once(f"compiled loops in {folder} cannot be used ({_reason(error)})")
@@ -135,10 +135,12 @@ def _jit(loop: FunctionType, *, is_kept: bool, is_called: bool = False) -> Any: 
         if isinstance(called := loop.__globals__.get(name), FunctionType)
         and called.__module__.partition(".")[0] == __name__.partition(".")[0]
     }
-    twin = FunctionType(loop.__code__, loop.__globals__ | names, loop.__name__, loop.__defaults__)
-    twin.__qualname__, twin.__module__ = loop.__qualname__, loop.__module__
-    how = _INLINED if is_called else {"cache": is_kept}
-    return cast("Any", numba.njit)(**how, **_OPTIONS)(twin)
+    function = FunctionType(
+        loop.__code__, loop.__globals__ | names, loop.__name__, loop.__defaults__
+    )
+    function.__qualname__, function.__module__ = loop.__qualname__, loop.__module__
+    options = _INLINED if is_called else {"cache": is_kept}
+    return cast("Any", numba.njit)(**options, **_OPTIONS)(function)
 
 
 @contextlib.contextmanager
@@ -201,11 +203,11 @@ def _key() -> str:
     return digest.hexdigest()
 
 
-def _remove_unused(mine: Path) -> None:
+def _remove_unused(current: Path) -> None:
     """Remove caches of other versions that were not used for 30 days."""
-    for other in mine.parent.glob("loops-*"):
+    for other in current.parent.glob("loops-*"):
         with contextlib.suppress(OSError):
-            if other != mine and time.time() - (other / _USED).stat().st_mtime > _UNUSED_SECONDS:
+            if other != current and time.time() - (other / _USED).stat().st_mtime > _UNUSED_SECONDS:
                 shutil.rmtree(other)
 
 

@@ -155,12 +155,12 @@ _BYTES_PER_EVENT: Final = {"retry_chains": 230, "busy_causes": 400}
 # Bytes of memory per event that reading the tables from a store takes.
 _BYTES_READ: Final = 100
 # A stored trace that needs more than 1/8 of the memory is analysed one segment at a time.
-_SHARE: Final = 8
+_MEMORY_DIVISOR: Final = 8
 
 
 def _is_large(trace: Trace, memory: int | None) -> bool:
-    wanted = trace.n_rows("seamcalls") * _BYTES_READ
-    return wanted > (free_bytes() if memory is None else memory) // _SHARE
+    needed_bytes = trace.n_rows("seamcalls") * _BYTES_READ
+    return needed_bytes > (free_bytes() if memory is None else memory) // _MEMORY_DIVISOR
 
 
 def _found(
@@ -189,17 +189,17 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
     """
     n_calls = trace.n_rows("seamcalls")
     n_events = n_calls + trace.n_rows("vm_entries")
-    wanted = n_events * _BYTES_PER_EVENT.get(table, 0)
-    if wanted and not trace.is_in_memory("seamcalls"):
-        wanted += n_events * _BYTES_READ
+    needed_bytes = n_events * _BYTES_PER_EVENT.get(table, 0)
+    if needed_bytes and not trace.is_in_memory("seamcalls"):
+        needed_bytes += n_events * _BYTES_READ
         if table == "retry_chains" and _is_large(trace, memory):
             return
-    if wanted < _UNCHECKED_BYTES:
+    if needed_bytes < _UNCHECKED_BYTES:
         return
     free = free_bytes() if memory is None else memory
-    if wanted > free:
+    if needed_bytes > free:
         raise InputError(
-            f"{table} of {n_calls:,} SEAMCALLs take about {format_size(wanted)} of memory, "
+            f"{table} of {n_calls:,} SEAMCALLs take about {format_size(needed_bytes)} of memory, "
             f"{format_size(free)} may be taken (--memory SIZE: try it anyway); cut a part out: "
             "tdxtrace convert TRACE -o part --since +0 --until +10"
         )

@@ -11,13 +11,12 @@ from typing import Any, Final, TypeVar
 import polars as pl
 
 from tdxtrace.errors import QueryError
+from tdxtrace.tables.store import BEGINS, ENDS
 from tdxtrace.tables.times import parse_moment
 from tdxtrace.tables.trace import Trace, collected, starts_ns
 from tdxtrace.tdx import leaves
 
 Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
-_BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
-_ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 # Event tables with the column td_id, and event tables whose tgid identifies a VM: the threads of
 # vCPUs enter and fault for their VM.
 _NAMES_TDS: Final = ("seamcalls",)
@@ -73,7 +72,7 @@ class Selection:
             is_selected.append(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
         if self.vms and {"td_id", "tgid"} & set(columns):
             is_selected.append(self._is_of_vms(columns, trace))
-        if (self.since or self.until) and any(name in columns for name in _BEGINS):
+        if (self.since or self.until) and any(name in columns for name in BEGINS):
             is_selected.append(self._is_in_time(columns, trace))
         return is_selected
 
@@ -116,8 +115,8 @@ class Selection:
         return is_selected
 
     def _is_in_time(self, columns: Collection[str], trace: Trace) -> pl.Expr:
-        begins = pl.coalesce(c for c in _BEGINS if c in columns)
-        ends = pl.coalesce(c for c in _ENDS if c in columns)
+        begins = pl.coalesce(c for c in BEGINS if c in columns)
+        ends = pl.coalesce(c for c in ENDS if c in columns)
         since_ns, until_ns = self.times(trace)
         is_selected = pl.lit(True)
         if since_ns is not None:

@@ -104,7 +104,7 @@ def _query(script: _Script) -> None:
     script.show(f"tdxtrace.query({', '.join(options)})")
 
 
-def _where(script: _Script, table: str, *names: str) -> None:
+def _filter_rows(script: _Script, table: str, *names: str) -> None:
     """Show a table, filtered by the options ``names`` that were given."""
     asked = [f'pl.col("{n}") == {script.words[n]!r}' for n in names if script.words.get(n)]
     if asked:
@@ -116,7 +116,7 @@ def _attempts(script: _Script) -> None:
     if script.words["latencies"]:
         script.show("findings.latencies")
     else:
-        _where(script, "attempts", "by", "unit")
+        _filter_rows(script, "attempts", "by", "unit")
 
 
 def _busy_causes(script: _Script) -> None:
@@ -225,7 +225,7 @@ _WRITERS: Final[Mapping[str, Callable[[_Script], None]]] = {
     "query": _query,
     "recommend": _recommend,
     "report": _report,
-    "retry-chains": lambda script: _where(script, "retry_chains", "outcome"),
+    "retry-chains": lambda script: _filter_rows(script, "retry_chains", "outcome"),
 }
 
 

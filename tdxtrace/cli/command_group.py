@@ -88,18 +88,18 @@ class _Commands(MutableMapping[str, Any]):
     """Commands by name, each imported and built on first access."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - typer's click
-        if name not in self._made:
-            self._made[name] = _command(name, _MODULES[name])
-        return self._made[name]
+        if name not in self._loaded:
+            self._loaded[name] = _command(name, _MODULES[name])
+        return self._loaded[name]
 
     def __setitem__(self, name: str, command: Any) -> None:  # noqa: ANN401
-        self._made[name] = command
+        self._loaded[name] = command
 
     def __delitem__(self, name: str) -> None:
-        del self._made[name]
+        del self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(_MODULES)

@@ -80,10 +80,10 @@ def _checked(found: object, path: Path) -> Mapping[str, Any]:
         raise QueryError(f"{one_line(str(path), 80)}: tool.tdxtrace is not a table")
     for name in found:
         if name.replace("_", "-") not in _KEYS:
-            near = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0)[0]
+            nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0)[0]
             known = ", ".join(_KEYS)
             raise QueryError(
-                f"{one_line(str(path), 80)}: no setting {one_line(name, 40)!r}; nearest: {near} "
+                f"{one_line(str(path), 80)}: no setting {one_line(name, 40)!r}; nearest: {nearest} "
                 f"(of {known})"
             )
     return found

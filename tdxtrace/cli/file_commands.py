@@ -59,10 +59,10 @@ def analyze_command(
     if rules:
         from tdxtrace.analysis.thresholds import check_findings
 
-        broken = check_findings(findings, rules)
-        for line in broken:
+        exceeded = check_findings(findings, rules)
+        for line in exceeded:
             print(f"tdxtrace: {line}", file=sys.stderr)
-        if broken:
+        if exceeded:
             raise typer.Exit(3)
 
 

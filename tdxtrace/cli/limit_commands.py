@@ -96,7 +96,7 @@ def policies_command(
     from tdxtrace.report.limits_text import policies_text
 
     shown = rows.filter((pl.col("n_retried") > 0) | (pl.col("n_undecided") > 0))
-    printing.draw(policies_text(shown, printing.most), query, file)
+    printing.draw(policies_text(shown, printing.max_rows), query, file)
 
 
 @expand_option_groups
@@ -148,7 +148,7 @@ def recommend_command(
             raise QueryError("a histogram supports only --target of these options")
         show_limits(counted, query, printing, target)
         return
-    wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
+    parsed_target = parse_target(target=target, confidence=confidence, at_most=at_most)
     pace_ns = None if pace is None else float(parse_duration(pace))
     if ask:
         from tdxtrace.report.statements_text import questions_text
@@ -156,12 +156,12 @@ def recommend_command(
         printing.draw(questions_text(query.analyze()), query)
         return
     if target is None and at_most is None:
-        _state(query, printing, wanted, pace_ns)
+        _state(query, printing, parsed_target, pace_ns)
         return
     found = query.analyze()
     seconds = observed_seconds(found.provenance)
     chains = found.scan("retry_chains")
-    rows = limits(found.attempts, chains, found.losses, seconds, wanted, pace_ns)
+    rows = limits(found.attempts, chains, found.losses, seconds, parsed_target, pace_ns)
     if printing.form is OutputFormat.table:
         printing.draw(limits_text(rows, at_most), query)
     else:
@@ -169,7 +169,7 @@ def recommend_command(
 
 
 def _state(
-    query: QueryOptions, printing: PrintOptions, wanted: Target, pace_ns: float | None
+    query: QueryOptions, printing: PrintOptions, parsed_target: Target, pace_ns: float | None
 ) -> None:
     """Print the statements that need no target; skips causes, which take the most time."""
     from tdxtrace.analysis.attempts import attempts
@@ -180,7 +180,7 @@ def _state(
     found = query.analyze()
     chains = found.scan("retry_chains")
     curves = attempts(chains, found.scan("busy_answers"))
-    statements = limit_statements(curves, chains, wanted.confidence)
+    statements = limit_statements(curves, chains, parsed_target.confidence)
     if printing.form is not OutputFormat.table:
         printing.show(statements, query)
         return
@@ -188,8 +188,8 @@ def _state(
     printing.draw(
         statements_text(
             statements,
-            modelled_limits(*of_trace, wanted.confidence, pace_ns),
-            limits(*of_trace, wanted, pace_ns),
+            modelled_limits(*of_trace, parsed_target.confidence, pace_ns),
+            limits(*of_trace, parsed_target, pace_ns),
         ),
         query,
     )

@@ -83,9 +83,9 @@ class ReadArguments:
         from tdxtrace.ingest.read import convert
 
         with reading(self.quiet) as report:
-            convert(self.traces, folder, self._how(report), force)
+            convert(self.traces, folder, self._read_options(report), force)
 
-    def _how(self, report: ReadProgress | None) -> ReadOptions:
+    def _read_options(self, report: ReadProgress | None) -> ReadOptions:
         from tdxtrace.ingest.read import ReadOptions
 
         return ReadOptions(
@@ -109,7 +109,7 @@ class ReadArguments:
 
         began = time.monotonic()
         with reading(self.quiet) as report:
-            trace = read(self.traces, self._how(report))
+            trace = read(self.traces, self._read_options(report))
         if self.verbose:
             for line in _read_summary(trace, time.monotonic() - began):
                 print(f"tdxtrace: {line}", file=sys.stderr)
@@ -264,7 +264,7 @@ class PrintOptions:
     force: options.Force = False
 
     @property
-    def most(self) -> int:
+    def max_rows(self) -> int:
         """Maximum number of rows to print; 0: all."""
         from tdxtrace.cli import screen
 
@@ -303,14 +303,14 @@ class PrintOptions:
         from tdxtrace.report.columns import more_rows
         from tdxtrace.report.listing import listing
 
-        most = self.most or rows.height
-        if self.output is not None or most <= _BLOCK_ROWS or rows.height <= _BLOCK_ROWS:
-            self.draw(listing(rows, most, clocks), query, *others)
+        max_rows = self.max_rows or rows.height
+        if self.output is not None or max_rows <= _BLOCK_ROWS or rows.height <= _BLOCK_ROWS:
+            self.draw(listing(rows, max_rows, clocks), query, *others)
             return
-        for block in rows.head(most).iter_slices(_BLOCK_ROWS):
+        for block in rows.head(max_rows).iter_slices(_BLOCK_ROWS):
             screen.print_screen(listing(block, 0, clocks), query.coloring)
-        if rows.height > most:
-            typer.echo(more_rows(rows.height - most))
+        if rows.height > max_rows:
+            typer.echo(more_rows(rows.height - max_rows))
 
     def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
         """Print a rich renderable, or write it as plain text; arguments as in :meth:`show`.

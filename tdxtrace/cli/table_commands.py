@@ -83,7 +83,7 @@ def verdicts_command(query: QueryOptions, of: ModuleOptions, printing: PrintOpti
     from tdxtrace.report.verdict_text import verdict_text
 
     sources = findings.provenance.sources
-    printing.draw(verdict_text(findings.verdicts, printing.most, sources), query)
+    printing.draw(verdict_text(findings.verdicts, printing.max_rows, sources), query)
 
 
 @expand_option_groups

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Rows of each table on the screen.
 _ROWS = 8
-_EXIT_THRESHOLD = 3
+_EXIT_THRESHOLD_EXCEEDED = 3
 # Longest delay before a signal is noticed.
 _STEP_S = 0.1
 # Polls the source and adds the rows since the previous poll; True: it is the last poll.
@@ -144,7 +144,7 @@ def _run(
     began = shown = time.monotonic()
     end = float("inf") if watch.duration_s is None else began + watch.duration_s
     with stop_on_signals() as ended, ExitStack() as stack:
-        show = stack.enter_context(_shown(watch, totals))
+        show = stack.enter_context(_output(watch, totals))
         if watch.metrics is not None:
             from tdxtrace.cli.metrics import serve
 
@@ -161,7 +161,7 @@ def _run(
                 break
     for line in exceeded:
         print(f"tdxtrace: {line}", file=sys.stderr)
-    return _EXIT_THRESHOLD if exceeded else 0
+    return _EXIT_THRESHOLD_EXCEEDED if exceeded else 0
 
 
 def _pause(until: float, ended: Event, pause: Callable[[float], bool]) -> None:
@@ -177,7 +177,7 @@ def _sleep(seconds: float) -> bool:
 
 
 @contextmanager
-def _shown(watch: WatchOptions, totals: RunningTotals) -> Iterator[Callable[[], None]]:
+def _output(watch: WatchOptions, totals: RunningTotals) -> Iterator[Callable[[], None]]:
     """Yield a function that shows the current state."""
     if watch.form == "json":
 
@@ -223,12 +223,18 @@ def _tables(totals: RunningTotals) -> Iterator[Table]:
         yield _leaves(totals)
     if totals.worst:
         yield _worst(totals)
-    kept_out = [(tid, v) for tid, v in totals.vcpus.items() if v.n_refused or v.n_failed]
-    if kept_out:
+    refused = [(tid, v) for tid, v in totals.vcpus.items() if v.n_refused or v.n_failed]
+    if refused:
         table = _table("zero-step", "refused", "episodes", "failed entries")
-        kept_out.sort(key=lambda one: (-one[1].n_refused, -one[1].n_failed))
-        for tid, one in kept_out[:_ROWS]:
-            _row(table, _thread(totals, tid), one.n_refused, one.episodes, one.n_failed)
+        refused.sort(key=lambda counters: (-counters[1].n_refused, -counters[1].n_failed))
+        for tid, counters in refused[:_ROWS]:
+            _row(
+                table,
+                _thread(totals, tid),
+                counters.n_refused,
+                counters.episodes,
+                counters.n_failed,
+            )
         yield table
     if totals.busy:
         table = _table("busy", "leaf", "answers")

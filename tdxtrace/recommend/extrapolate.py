@@ -187,8 +187,8 @@ def _threshold(curve: Curve) -> int:
 def _reason_unsupported(curve: Curve, place: int) -> str | None:
     """Return the reason why no model can be fitted; None if one can."""
     if curve.n_episodes[place] < MIN_TAIL_BURSTS or not curve.n_done[place + 1 :].sum():
-        most = f"{curve.n_episodes.max():,.0f} of {MIN_TAIL_BURSTS} bursts"
-        return f"too few independent retries ({most}) to estimate a limit"
+        max_bursts = f"{curve.n_episodes.max():,.0f} of {MIN_TAIL_BURSTS} bursts"
+        return f"too few independent retries ({max_bursts}) to estimate a limit"
     n = float(curve.n[place])
     if curve.target * n < 1:
         return f"the target is rarer than one of {n:,.0f} independent requests"

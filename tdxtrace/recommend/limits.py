@@ -30,7 +30,7 @@ _SAME_AS_ANYONE: Final = (
 )
 # A limit is withheld where more than 1/2 of the requests have no answer: the unanswered majority
 # may behave differently. Chosen by the project.
-_MOST_UNANSWERED: Final = 2
+_MAX_UNANSWERED: Final = 2
 _CLUSTERS: Final = {"td": "TDs", "source": "inputs"}
 _DRIFTING: Final = (
     "not supported by this trace: the share that needs more rises or falls over the recording, so "
@@ -290,7 +290,7 @@ def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
 
 def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
     """Return whether a curve leaves out too many requests of its leaf to support a limit."""
-    return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
+    return steps.is_empty() or n_unanswered(steps, leaf) * _MAX_UNANSWERED > leaf["n_requests"]
 
 
 def _worst(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def read_policies(path: Path) -> dict[str, RetryPolicy]:
 def _check_keys(where: str, given: Mapping[str, Any], words: Sequence[str]) -> None:
     for word in given:
         if word not in words:
-            near = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
+            nearest = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
             shown = one_line(word, 60)
-            raise QueryError(f"{where}: unknown word {shown!r}; nearest: {near}")
+            raise QueryError(f"{where}: unknown word {shown!r}; nearest: {nearest}")
 
 
 def _policy(path: str, name: str, keys: object) -> RetryPolicy:
@@ -91,12 +91,12 @@ def _policy(path: str, name: str, keys: object) -> RetryPolicy:
     )
 
 
-def _number(where: str, keys: Mapping[str, Any], word: str, least: int = 1) -> int | None:
+def _number(where: str, keys: Mapping[str, Any], word: str, minimum: int = 1) -> int | None:
     value = keys.get(word)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_CALLS:
-        raise QueryError(f"{where}: {word} must be a whole number from {least} to {MAX_CALLS}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_CALLS:
+        raise QueryError(f"{where}: {word} must be a whole number from {minimum} to {MAX_CALLS}")
     return value
 
 
@@ -114,9 +114,9 @@ def _budget(where: str, keys: Mapping[str, Any]) -> int | None:
 
 def _choice(where: str, value: object, word: str, words: Sequence[str]) -> str:
     if value not in words:
-        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(str(value), words, n=1, cutoff=0)[0]
         shown = one_line(str(value), 60)
-        raise QueryError(f"{where}: {word} cannot be {shown!r}; nearest: {near}")
+        raise QueryError(f"{where}: {word} cannot be {shown!r}; nearest: {nearest}")
     return str(value)
 
 

@@ -15,12 +15,12 @@ from tdxtrace.tdx.leaves import numbers_of
 
 # Leaves that Linux 6.16 and later call once, and once again after a kick.
 _KICKED: Final = [leaf for leaf, rule in MAINLINE.rules.items() if rule.kicks]
-_MOST_KICKED_CALLS: Final = 2
+_MAX_KICKED_CALLS: Final = 2
 # At least this many requests that all end after the same number of calls are taken for a limit:
 # chosen by the project.
-_MIN_ALIKE: Final = 3
+_MIN_EQUAL: Final = 3
 # Maximum number of inputs that a sentence lists; with more it gives their number.
-_MOST_NAMED: Final = 5
+_MAX_NAMED: Final = 5
 _KEY: Final = ("source", "leaf")
 
 
@@ -54,11 +54,11 @@ def recorded_policies(retry_chains: pl.DataFrame) -> pl.DataFrame:
         gave_up_before=(abandoned & ~at_most).any(),
     )
     is_limited = (
-        (pl.col("n_given_up") >= _MIN_ALIKE) & pl.col("has_abandoned") & ~pl.col("gave_up_before")
+        (pl.col("n_given_up") >= _MIN_EQUAL) & pl.col("has_abandoned") & ~pl.col("gave_up_before")
     )
-    may_kick = pl.col("leaf").is_in(kicked) & (pl.col("most") <= _MOST_KICKED_CALLS)
+    may_kick = pl.col("leaf").is_in(kicked) & (pl.col("most") <= _MAX_KICKED_CALLS)
     is_kicked = (
-        may_kick & (pl.col("most") == _MOST_KICKED_CALLS) & (pl.col("n_at_most") >= _MIN_ALIKE)
+        may_kick & (pl.col("most") == _MAX_KICKED_CALLS) & (pl.col("n_at_most") >= _MIN_EQUAL)
     )
     return seen.select(
         *_KEY,
@@ -86,7 +86,7 @@ def policy_summary(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
     parts = []
     for (calls, kicks), rows in limited.group_by("calls", "is_kicked", maintain_order=True):
         where = ""
-        if rows.height > _MOST_NAMED:
+        if rows.height > _MAX_NAMED:
             where = f" ({rows.height:,} of {recorded.height:,} inputs)"
         elif recorded.height > 1:
             where = f" (input {', '.join(str(source + 1) for source in rows['source'])})"
@@ -103,5 +103,5 @@ def policy_summary(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
                 "were given up: beyond it nothing can be counted"
             )
     unlimited = recorded.filter(pl.col("calls").is_null(), pl.col("n_retried") > 0)
-    most = limited["calls"].to_list() if unlimited.is_empty() else []
-    return max(most, default=None), "; ".join(parts)
+    calls_per_leaf = limited["calls"].to_list() if unlimited.is_empty() else []
+    return max(calls_per_leaf, default=None), "; ".join(parts)

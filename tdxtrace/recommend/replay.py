@@ -183,7 +183,7 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
 
 
 # Range of the Int64 columns: 292 years, exceeded only by the sum of damaged times.
-_MOST_NS: Final = (1 << 63) - 1
+_MAX_NS: Final = (1 << 63) - 1
 
 
 def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
     low, high = interval_of_sum(by_episode.cast(pl.Float64).to_numpy(), CONFIDENCE)
     total = int(by_episode.sum())
     ends = {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
-    return {name: max(-_MOST_NS, min(ns, _MOST_NS)) for name, ns in ends.items()}
+    return {name: max(-_MAX_NS, min(ns, _MAX_NS)) for name, ns in ends.items()}
 
 
 def _warnings(

@@ -96,17 +96,17 @@ def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]
     for number in COMMON_LIMITS[curve.unit]:
         at = int(np.searchsorted(curve.within, number, "right")) - 1
         # Below the first step no request is done.
-        ratio, most = (1.0, 1.0) if at < 0 else (float(curve.exceedance[at]), float(high[at]))
-        yield row | _statement("asked", number, ratio, most)
+        ratio, high_share = (1.0, 1.0) if at < 0 else (float(curve.exceedance[at]), float(high[at]))
+        yield row | _statement("asked", number, ratio, high_share)
     smallest = round_up(float(high[-1]))
     at = int(np.argmax(high <= smallest))
     ratio = float(curve.exceedance[at])
     yield row | _statement("smallest", int(curve.within[at]), ratio, smallest)
 
 
-def _statement(kind: str, within: int, ratio: float, most: float) -> dict[str, Any]:
+def _statement(kind: str, within: int, ratio: float, high_share: float) -> dict[str, Any]:
     more = max(ratio, 0.0)
-    return {"kind": kind, "within": within, "more_ratio": more, "more_high": max(most, more)}
+    return {"kind": kind, "within": within, "more_ratio": more, "more_high": max(high_share, more)}
 
 
 def _from_here_on(high: Floats) -> Floats:

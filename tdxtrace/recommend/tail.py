@@ -79,7 +79,7 @@ class Tail:
         """Effective number of requests that the tail was fitted to."""
         return self.sample.weight * float(self.sample.n_done.sum() + self.sample.n_censored.sum())
 
-    def bound(self, target: float, confidence: float, most: float) -> float:
+    def bound(self, target: float, confidence: float, upper: float) -> float:
         """Return one end of the interval of the quantile, by profile likelihood.
 
         The maximum likelihood estimate of the shape is biased low by a known fraction of its
@@ -89,10 +89,10 @@ class Tail:
         Args:
             target: P(X > quantile).
             confidence: One-sided; above 1/2 for an upper end, below 1/2 for a lower end.
-            most: Upper bound of the search.
+            upper: Upper bound of the search.
 
         Returns:
-            The end; ``inf`` if it exceeds ``most``, the threshold if it lies below that.
+            The end; ``inf`` if it exceeds ``upper``, the threshold if it lies below that.
 
         Sources:
             D. E. Giles, H. Feng, R. T. Godwin, Communications in Statistics - Theory and
@@ -111,9 +111,9 @@ class Tail:
             return self._likelihood_drop(math.exp(log_x), target) - z * z
 
         if z > 0:
-            if middle >= most or self._likelihood_drop(most - start, target) < z * z:
+            if middle >= upper or self._likelihood_drop(upper - start, target) < z * z:
                 return math.inf
-            ends = (math.log(middle - start), math.log(most - start))
+            ends = (math.log(middle - start), math.log(upper - start))
         else:
             ends = (math.log(max(1e-3 * (middle - start), 1e-9)), math.log(middle - start))
             if drop_minus_z2(ends[0]) < 0:

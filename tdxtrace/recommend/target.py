@@ -176,9 +176,9 @@ def parse_rate(text: str) -> Rate:
     words["period"] = words["period"].removesuffix("s")
     for name, known in _WORDS.items():
         if found[name] is not None and words[name] not in known:
-            near = difflib.get_close_matches(words[name], known, n=1, cutoff=0)[0]
-            near = near.upper() if near in ("vm", "gb") else near
-            raise QueryError(f"unknown word {words[name]!r} in {shown!r}; nearest: {near}")
+            nearest = difflib.get_close_matches(words[name], known, n=1, cutoff=0)[0]
+            nearest = nearest.upper() if nearest in ("vm", "gb") else nearest
+            raise QueryError(f"unknown word {words[name]!r} in {shown!r}; nearest: {nearest}")
     n, many, gb = (_number(found[name]) for name in ("n", "many", "gb"))
     is_boot = words["period"] == "boot"
     if (found["gb"] and not is_boot) or (found["whose"] and is_boot):

@@ -31,10 +31,10 @@ from tdxtrace.analysis.loops.ranking import (
     MISS_RATIO,
 )
 from tdxtrace.analysis.threads import VP_ENTER
-from tdxtrace.analysis.zero_steps import exits_without_progress
+from tdxtrace.analysis.zero_steps import ARMING_FAULT, exits_without_progress
 from tdxtrace.compiler import choose
 from tdxtrace.tdx import word
-from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
+from tdxtrace.tdx.exit_reasons import exit_reason_number
 
 # TDH.VP.ENTER releases the epoch, OP_STATE and the tree before the guest runs; a trace does not
 # show when.  Upper bound: the shortest full exit and entry that was measured, for CPUID through
@@ -285,9 +285,6 @@ def owners(calls: pl.DataFrame) -> NDArray[np.int32]:
     return calls.select(idle.otherwise(pl.col("tid")).fill_null(-1)).to_series().to_numpy()
 
 
-# The seventh fault counted at one RIP logs a page and arms the next entry: TDX module
-# src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
-ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
 # Bytes that the loop reads per entry; decides whether the loop is compiled.
 _BYTES_PER_ENTRY: Final = 10
 
@@ -296,7 +293,7 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     """Find the entries that may have held the SEPT tree for zero-step mitigation.
 
     Evidence, by grade.  ``ARMED``: the previous entry was busy on the tree, which only an armed
-    mitigation tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded the
+    mitigation tries to take.  ``PERHAPS_ARMED``: at least ARMING_FAULT EPT violations preceded the
     entry without an exit that an executed instruction causes, and an entry of that run was
     busy; the trace does not show how long RIP stood still.  ``ARMED_UNKNOWN``: as many violations
     without a busy entry, or no earlier sign that the vCPU executed an instruction.  An entry that
@@ -336,7 +333,7 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     n_runs = len(rows) + len(threads)
     scratch = np.empty((3, len(threads)), np.int32), np.zeros(n_runs, np.bool_)
     run = choose(len(rows) * _BYTES_PER_ENTRY)
-    run(grade_armed_entries)(*read_only(thread, event_kinds), ARMED_AFTER, *scratch, armed)
+    run(grade_armed_entries)(*read_only(thread, event_kinds), ARMING_FAULT, *scratch, armed)
     may_be_armed = armed <= ARMED_UNKNOWN
     columns = {"row": rows[may_be_armed], "armed": armed[may_be_armed]}
     return pl.DataFrame(columns, schema_overrides={"row": pl.UInt32})
