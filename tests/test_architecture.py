@@ -203,10 +203,10 @@ def test_polars_does_not_expand_paths_as_globs() -> None:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             call = ast.unparse(node.func)
-            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            result = {word.arg: ast.unparse(word.value) for word in node.keywords}
             # Of the calls that read files, this one opens a single one.
             if call.startswith(("pl.read_", "pl.scan_")) and call != "pl.read_parquet_metadata":
-                strays += [f"{path}:{node.lineno}"] if told.get("glob") != "False" else []
+                strays += [f"{path}:{node.lineno}"] if result.get("glob") != "False" else []
     assert not strays
 
 

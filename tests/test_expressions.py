@@ -268,7 +268,7 @@ def test_the_expressions_are_found() -> None:
 
 
 @pytest.mark.parametrize("bad", [r"\s*\s*x", r"(a|a)*b", r"\w+:", "tdx: .*module", r"a.*?,.*?;$"])
-def test_a_bad_expression_is_told(bad: str) -> None:
+def test_a_bad_expression_is_detected(bad: str) -> None:
     assert worst(re.compile(bad))
 
 

@@ -74,14 +74,14 @@ def test_tables_with_many_chunks_are_rechunked(trace: Trace) -> None:
 
 
 def test_the_provenance_is_plain_data(trace: Trace) -> None:
-    told = trace.provenance.to_dict()
-    (source,) = told["sources"]
+    result = trace.provenance.to_dict()
+    (source,) = result["sources"]
     assert source["path"] == str(SAMPLE)
     assert source["format"] == "ftrace"
     assert source["n_lines"] == 4034
     assert source["events"]["tdh_mem_page_aug_enter"] > 100
-    assert told["tdxtrace"] == tdxtrace.__version__
-    assert told["level_base"] == 0
+    assert result["tdxtrace"] == tdxtrace.__version__
+    assert result["level_base"] == 0
 
 
 def test_bundles_are_immutable(trace: Trace, findings: Findings) -> None:
@@ -92,9 +92,9 @@ def test_bundles_are_immutable(trace: Trace, findings: Findings) -> None:
 
 
 def test_check_names_the_invalid_table() -> None:
-    told = story("B S").trace
-    told.check()
-    broken = dataclasses.replace(told, seamcalls=told.seamcalls.vstack(told.seamcalls))
+    scenario = story("B S").trace
+    scenario.check()
+    broken = dataclasses.replace(scenario, seamcalls=scenario.seamcalls.vstack(scenario.seamcalls))
     with pytest.raises(TableError, match=r"'seamcalls'.*key is unique"):
         broken.check()
 
@@ -124,10 +124,10 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m&"
 
 
 def test_untrusted_file_names_are_escaped() -> None:
-    told = story("B S").trace
-    source = dataclasses.replace(told.provenance.sources[0], path=HOSTILE)
-    provenance = dataclasses.replace(told.provenance, sources=(source,))
-    bundle = dataclasses.replace(told, provenance=provenance)
+    scenario = story("B S").trace
+    source = dataclasses.replace(scenario.provenance.sources[0], path=HOSTILE)
+    provenance = dataclasses.replace(scenario.provenance, sources=(source,))
+    bundle = dataclasses.replace(scenario, provenance=provenance)
     for shown in (bundle, tdxtrace.analyze(bundle)):
         markup = shown._repr_html_()
         assert "<script>" not in markup

@@ -79,8 +79,8 @@ def test_its_python_runs(code: str, checkout: Path, monkeypatch: pytest.MonkeyPa
 def test_the_list_of_tables_is_current() -> None:
     stale = "is stale: run python -m tdxtrace.tables.reference"
     assert reference.with_summary(README) == README, f"README.md {stale}"
-    told = (ROOT / "schemas" / "README.md").read_text("utf-8")
-    assert told == reference.reference(), f"schemas/README.md {stale}"
+    result = (ROOT / "schemas" / "README.md").read_text("utf-8")
+    assert result == reference.reference(), f"schemas/README.md {stale}"
 
 
 def test_the_first_hundred_lines_are_for_a_newcomer() -> None:

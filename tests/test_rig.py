@@ -182,8 +182,8 @@ def test_zero_step_episodes_are_those_of_the_log(text: str, truth: str) -> None:
     trace = read_trace(_path(text))
     episodes = rig.read_episodes(_path(truth))
     steps = analyze(trace).zero_steps.filter(pl.col("form") == "busy_sept").sort("tid", "start_ns")
-    told = steps.select("tid", "n_refused", "n_emulated").rows()
-    assert told == [(e.tid, e.n_refused, e.n_emulated) for e in episodes]
+    result = steps.select("tid", "n_refused", "n_emulated").rows()
+    assert result == [(e.tid, e.n_refused, e.n_emulated) for e in episodes]
     for row, episode in zip(steps.iter_rows(named=True), episodes, strict=True):
         assert episode.armed_ns - rig.CLOCK_NS <= row["start_ns"]
         assert row["start_ns"] <= episode.first_busy_ns + rig.CLOCK_NS
@@ -310,8 +310,8 @@ def test_missed_returns_are_reported_and_make_no_chain_wrong(seed: int) -> None:
     score, findings = score_of(name, [*head, *kept])
     assert score.problems[:5] == []
     assert score.cut >= len(missed) // 2
-    told = findings.losses.filter(kind="unpaired_entry").row(0, named=True)
-    assert told["n_events"] > 0
+    result = findings.losses.filter(kind="unpaired_entry").row(0, named=True)
+    assert result["n_events"] > 0
 
 
 def test_without_arguments_chains_are_joined_by_thread() -> None:

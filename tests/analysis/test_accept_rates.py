@@ -15,10 +15,10 @@ from tdxtrace.analysis.slices import slice_width
 from tdxtrace.tables.lifecycle import ACCEPT_RATES
 
 
-def of(told: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
-    calls = told.seamcalls if calls is None else calls
-    chains = retry_chains(calls, told.losses)
-    rows = accept_rates(calls, told.vm_entries, chains, busy_answers(calls, chains))
+def of(scenario: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
+    calls = scenario.seamcalls if calls is None else calls
+    chains = retry_chains(calls, scenario.losses)
+    rows = accept_rates(calls, scenario.vm_entries, chains, busy_answers(calls, chains))
     return ACCEPT_RATES.check(rows)
 
 
@@ -101,19 +101,19 @@ def test_without_entries_no_limit_is_named() -> None:
 
 
 def test_without_starts_of_calls_no_limit_is_named() -> None:
-    told = story(">X S1 >X S2")
-    calls = without(told.seamcalls, "start_ns")
-    rows = of(told, calls).filter(pl.col("tid").is_null())
+    scenario = story(">X S1 >X S2")
+    calls = without(scenario.seamcalls, "start_ns")
+    rows = of(scenario, calls).filter(pl.col("tid").is_null())
     assert rows["limited_by"].to_list() == [None]
     assert "starts of the calls" in rows["withheld"][0]
     assert rows["n_pages"].to_list() == [2]
 
 
 def test_calls_of_unknown_threads_count_for_the_td_only() -> None:
-    told = story("enterX S1 2/enterX 2/S2")
+    scenario = story("enterX S1 2/enterX 2/S2")
     unknown = pl.when(pl.col("tid") != 1).then("tid").alias("tid")
-    calls, entries = (t.with_columns(unknown) for t in (told.seamcalls, told.vm_entries))
-    chains = retry_chains(calls, told.losses)
+    calls, entries = (t.with_columns(unknown) for t in (scenario.seamcalls, scenario.vm_entries))
+    chains = retry_chains(calls, scenario.losses)
     rows = ACCEPT_RATES.check(accept_rates(calls, entries, chains, busy_answers(calls, chains)))
     assert rows.select("tid", "n_pages").rows() == [(None, 2), (2, 1)]
     row = rows.row(0, named=True)

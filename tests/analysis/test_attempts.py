@@ -18,9 +18,9 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS
 
 
-def curve_of(told: Story, by: str = "leaf", unit: str = "attempts") -> pl.DataFrame:
-    chains = retry_chains(told.seamcalls, told.losses)
-    rows = ATTEMPTS.check(attempts(chains, busy_answers(told.seamcalls, chains)))
+def curve_of(scenario: Story, by: str = "leaf", unit: str = "attempts") -> pl.DataFrame:
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    rows = ATTEMPTS.check(attempts(chains, busy_answers(scenario.seamcalls, chains)))
     return rows.filter(pl.col("by") == by, pl.col("unit") == unit)
 
 
@@ -116,8 +116,8 @@ def test_counts_at_each_step_add_up(n_busy: list[int]) -> None:
 
 def test_isolated_requests_have_no_design_effect() -> None:
     chance = np.random.default_rng(1)
-    told = story(" ".join(request(1, int(busy)) for busy in chance.random(1200) < 0.03))
-    row = curve_of(told).row(0, named=True)
+    scenario = story(" ".join(request(1, int(busy)) for busy in chance.random(1200) < 0.03))
+    row = curve_of(scenario).row(0, named=True)
     assert 1 <= row["design_effect"] < 1.5
     done, n = row["n_done"], row["n_requests"]
     exact = stats.binomtest(done, n).proportion_ci(0.95)
@@ -186,9 +186,9 @@ def test_columns_that_are_missing_are_named() -> None:
 
 
 def answers_of(text: str) -> pl.DataFrame:
-    told = story(text)
+    scenario = story(text)
     return BUSY_ANSWERS.check(
-        busy_answers(told.seamcalls, retry_chains(told.seamcalls, told.losses))
+        busy_answers(scenario.seamcalls, retry_chains(scenario.seamcalls, scenario.losses))
     )
 
 
@@ -210,21 +210,21 @@ def test_calls_in_interrupt_context_go_by_cpu() -> None:
 
 
 def test_busy_answers_do_not_depend_on_the_order_of_rows() -> None:
-    told = story(" ".join(request(page, page % 3) for page in range(1, 30)))
-    chains = retry_chains(told.seamcalls, told.losses)
+    scenario = story(" ".join(request(page, page % 3) for page in range(1, 30)))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
     mixed = busy_answers(
-        told.seamcalls.sample(fraction=1, shuffle=True, seed=1),
+        scenario.seamcalls.sample(fraction=1, shuffle=True, seed=1),
         chains.sample(fraction=1, shuffle=True, seed=2),
     )
-    found = busy_answers(told.seamcalls, chains)
+    found = busy_answers(scenario.seamcalls, chains)
     assert found.height == 30
     assert mixed.equals(found)
 
 
 def test_tables_of_different_traces_are_refused() -> None:
-    told, other = story("B1 S1"), story("B1 B1 S1")
+    scenario, other = story("B1 S1"), story("B1 B1 S1")
     with pytest.raises(TableError, match="not of one trace"):
-        busy_answers(told.seamcalls, retry_chains(other.seamcalls, other.losses))
+        busy_answers(scenario.seamcalls, retry_chains(other.seamcalls, other.losses))
 
 
 @settings(max_examples=30)
@@ -240,9 +240,9 @@ def test_tables_of_different_traces_are_refused() -> None:
     )
 )
 def test_a_chain_has_as_many_answers_as_it_says(calls: list[tuple[str, str, str, str]]) -> None:
-    told = story(" ".join(f"{thread}/{leaf}{end}{page}" for thread, leaf, end, page in calls))
-    chains = retry_chains(told.seamcalls, told.losses)
-    rows = busy_answers(told.seamcalls, chains)
+    scenario = story(" ".join(f"{thread}/{leaf}{end}{page}" for thread, leaf, end, page in calls))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    rows = busy_answers(scenario.seamcalls, chains)
     counted = rows.group_by("source", "first_seq", "leaf").agg(
         n=pl.len(), numbers=pl.col("number").sort(), last=pl.col("seq").max()
     )

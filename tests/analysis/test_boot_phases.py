@@ -19,11 +19,11 @@ LIFE = f"{BUILD} {BOOT} _20ms enterC 9/reclaimS1 9/reclaimS2"
 PROCESSES = {1: 7, 2: 7, 9: 7}
 
 
-def of(told: Story) -> pl.DataFrame:
-    calls = told.seamcalls
-    chains = retry_chains(calls, told.losses)
+def of(scenario: Story) -> pl.DataFrame:
+    calls = scenario.seamcalls
+    chains = retry_chains(calls, scenario.losses)
     answers = busy_answers(calls, chains)
-    rows = boot_phases(calls, told.vm_entries, told.host_events, chains, answers)
+    rows = boot_phases(calls, scenario.vm_entries, scenario.host_events, chains, answers)
     return BOOT_PHASES.check(rows)
 
 
@@ -38,8 +38,8 @@ def test_a_life_has_its_phases_in_order_without_a_gap() -> None:
     ]
     assert rows["end_ns"].to_list()[:-1] == rows["start_ns"].to_list()[1:]
     assert rows["withheld"].null_count() == rows.height
-    told = dict(zip(rows["phase"], rows["n_calls"], strict=True))
-    assert told == {
+    result = dict(zip(rows["phase"], rows["n_calls"], strict=True))
+    assert result == {
         **{"build": 2, "measure": 2, "finalize": 1, "firmware": 0},
         **{"accept": 3, "running": 0, "teardown": 2},
     }
@@ -53,9 +53,9 @@ def test_firmware_ends_at_its_last_mark() -> None:
 
 
 def test_accepting_begins_behind_the_last_mark() -> None:
-    told = story(LIFE, PROCESSES)
-    (mark,) = told.host_events["ts_ns"]
-    assert of(told).filter(phase="accept")["start_ns"].to_list() == [mark + 1]
+    scenario = story(LIFE, PROCESSES)
+    (mark,) = scenario.host_events["ts_ns"]
+    assert of(scenario).filter(phase="accept")["start_ns"].to_list() == [mark + 1]
 
 
 def test_without_marks_firmware_ends_at_the_first_page_and_says_so() -> None:
@@ -91,8 +91,8 @@ def test_marks_tell_that_a_td_boots_whose_build_was_not_recorded() -> None:
 
 
 def test_a_mark_of_another_vm_is_none_of_its_own() -> None:
-    told = story(LIFE.replace("mark", "5/mark"), PROCESSES | {5: 8})
-    assert "kvm_pio" in str(of(told).filter(phase="firmware")["withheld"][0])
+    scenario = story(LIFE.replace("mark", "5/mark"), PROCESSES | {5: 8})
+    assert "kvm_pio" in str(of(scenario).filter(phase="firmware")["withheld"][0])
 
 
 def test_conversions_and_calls_of_the_guest_are_counted() -> None:
@@ -105,8 +105,8 @@ def test_a_build_alone_is_no_run() -> None:
 
 
 def test_threads_that_no_td_is_known_of_leave_the_guest_untold() -> None:
-    told = story(f"{BUILD} 2/createS#2 enterC 9/blockS5", {9: 7, 1: 8, 2: 9})
-    row = of(told).filter(pl.col("td_id") == 0x7D000, phase="running").to_dicts()[0]
+    scenario = story(f"{BUILD} 2/createS#2 enterC 9/blockS5", {9: 7, 1: 8, 2: 9})
+    row = of(scenario).filter(pl.col("td_id") == 0x7D000, phase="running").to_dicts()[0]
     assert row["guest_ns"] == 0
     assert "no entry is known" in row["withheld"]
 

@@ -36,7 +36,7 @@ others = st.sampled_from(["lost", "lost@1", "midway", "2/(1", "2/)S", "2/)B", "B
 stories = st.lists(st.one_of(calls, calls, calls, others), max_size=40).map(" ".join)
 
 
-def told(text: str) -> Story:
+def parsed_story(text: str) -> Story:
     """A story in which thread 2 enters only a call that it returns from, one at a time."""
     is_open, words = False, []
     for word in text.split():
@@ -65,7 +65,7 @@ def in_segments(
 @given(stories, st.data())
 def test_cuts_change_no_chain(text: str, data: st.DataObject) -> None:
     """Cuts inside chains, between a loss and what it cuts, and while calls are in flight."""
-    one = told(text)
+    one = parsed_story(text)
     seamcalls, losses = one.seamcalls, one.losses
     cuts = data.draw(st.lists(st.integers(0, seamcalls.height), max_size=7))
     cut = in_segments(seamcalls, LOSSES.empty(), cuts, start(survey(seamcalls, losses)))
@@ -74,7 +74,7 @@ def test_cuts_change_no_chain(text: str, data: st.DataObject) -> None:
 
 def test_a_chain_waits_for_the_calls_that_tell_whether_a_loss_cuts_it() -> None:
     """That a thread comes back after two calls of a leaf is seen last."""
-    one = told("S1 lost S2 S3 S4 S5 B6 S7 S8 S6 S9")
+    one = parsed_story("S1 lost S2 S3 S4 S5 B6 S7 S8 S6 S9")
     known = survey(one.seamcalls, one.losses)
     cut = in_segments(one.seamcalls, LOSSES.empty(), list(range(1, 10)), start(known))
     assert cut.equals(retry_chains(one.seamcalls, one.losses))

@@ -16,9 +16,9 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, LATENCIES
 
 
-def rows_of(told: Story, calls: pl.DataFrame | None = None) -> list[dict[str, Any]]:
-    calls = told.seamcalls if calls is None else calls
-    chains = retry_chains(calls, told.losses)
+def rows_of(scenario: Story, calls: pl.DataFrame | None = None) -> list[dict[str, Any]]:
+    calls = scenario.seamcalls if calls is None else calls
+    chains = retry_chains(calls, scenario.losses)
     return LATENCIES.check(latencies(calls, chains, busy_answers(calls, chains))).to_dicts()
 
 
@@ -56,14 +56,14 @@ def test_the_ratio_is_withheld_for_entries_which_return_when_the_guest_does() ->
 def test_the_ratio_is_withheld_without_successes_or_entries() -> None:
     (row,) = rows_of(story("B1 B1"))
     assert row["withheld"] == "no successes whose beginning and end were seen"
-    told = story("B1 S1")
-    (row,) = rows_of(told, without(told.seamcalls, "start_ns"))
+    scenario = story("B1 S1")
+    (row,) = rows_of(scenario, without(scenario.seamcalls, "start_ns"))
     assert row["withheld"] == "no busy answers whose beginning and end were seen"
 
 
 def test_the_ratio_is_withheld_where_the_clock_is_too_coarse() -> None:
-    told = story("B1 S1")
-    (row,) = rows_of(told, told.seamcalls.with_columns(end_ns="start_ns"))
+    scenario = story("B1 S1")
+    (row,) = rows_of(scenario, scenario.seamcalls.with_columns(end_ns="start_ns"))
     assert row["withheld"] == "half of the busy answers took no time by this clock"
 
 

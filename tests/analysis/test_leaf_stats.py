@@ -17,8 +17,8 @@ from tdxtrace.tables.findings import LEAF_STATS, OUTCOMES, RETRY_CHAINS
 
 
 def stats_of(text: str) -> pl.DataFrame:
-    told = story(text)
-    return LEAF_STATS.check(leaf_stats(retry_chains(told.seamcalls, told.losses)))
+    scenario = story(text)
+    return LEAF_STATS.check(leaf_stats(retry_chains(scenario.seamcalls, scenario.losses)))
 
 
 def test_requests_attempts_and_outcomes_are_counted() -> None:
@@ -91,16 +91,18 @@ def test_quantiles_satisfy_their_definition(attempts: list[int]) -> None:
 
 
 def test_the_longest_time_ignores_calls_without_start_or_end() -> None:
-    told = story("S1 B2~ S2 S3")
-    chains = retry_chains(told.seamcalls, told.losses)
+    scenario = story("S1 B2~ S2 S3")
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
     row = leaf_stats(chains).row(0, named=True)
     assert row["max_ns"] == chains["took_ns"].max() == 10_000
 
 
 def test_sources_are_kept_apart() -> None:
-    told = story("B1 S1")
-    calls = pl.concat([told.seamcalls.with_columns(source=pl.lit(n, pl.UInt16)) for n in (1, 0)])
-    rows = leaf_stats(retry_chains(calls, told.losses)).select("source", "n_requests").rows()
+    scenario = story("B1 S1")
+    calls = pl.concat(
+        [scenario.seamcalls.with_columns(source=pl.lit(n, pl.UInt16)) for n in (1, 0)]
+    )
+    rows = leaf_stats(retry_chains(calls, scenario.losses)).select("source", "n_requests").rows()
     assert rows == [(0, 1), (1, 1)]
 
 

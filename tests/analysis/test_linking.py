@@ -34,13 +34,13 @@ vague = st.lists(
 @given(stories)
 def test_chains_are_those_of_the_definition(text: str) -> None:
     """Same thread, same request, previous answer retryable, not settled by another thread."""
-    told = story(text)
-    found = retry_chains(told.seamcalls, told.losses).sort("first_seq")
+    scenario = story(text)
+    found = retry_chains(scenario.seamcalls, scenario.losses).sort("first_seq")
     open_: dict[tuple[object, ...], list[int]] = {}
     expected: list[list[int]] = []
     last_of: dict[int, int] = {}
     done: list[tuple[tuple[object, ...], int, int]] = []
-    for row in told.calls:
+    for row in scenario.calls:
         what = tuple(row.get(c) for c in ("leaf", "td_id", "gpa", "level", "vp_id"))
         mine = (row["tid"], *what)
         chain = open_.get(mine)
@@ -66,20 +66,20 @@ def test_chains_are_those_of_the_definition(text: str) -> None:
 @few
 @given(vague.map(" ".join))
 def test_the_loops_do_the_same_when_they_are_compiled(text: str) -> None:
-    told = story(text)
+    scenario = story(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "choose", lambda _: referee)
-        checked = retry_chains(told.seamcalls, told.losses)
-    assert checked.equals(retry_chains(told.seamcalls, told.losses))
+        checked = retry_chains(scenario.seamcalls, scenario.losses)
+    assert checked.equals(retry_chains(scenario.seamcalls, scenario.losses))
 
 
 @few
 @given(vague.map(" ".join), st.sampled_from(["", "lost", "lost@1"]))
 def test_answers_are_numbered_within_their_chains(text: str, loss: str) -> None:
     """When chains are found, and anew from chains that are given."""
-    told = story(" ".join([*text.split()[:20], loss, *text.split()[20:]]))
-    chains, found = chains_and_answers(told.seamcalls, told.losses)
-    retryable = told.seamcalls.filter(is_retryable(pl.col("status")))
+    scenario = story(" ".join([*text.split()[:20], loss, *text.split()[20:]]))
+    chains, found = chains_and_answers(scenario.seamcalls, scenario.losses)
+    retryable = scenario.seamcalls.filter(is_retryable(pl.col("status")))
     assert found.sort("seq").equals(number_answers(retryable, chains).sort("seq"))
     assert found["seq"].sort().to_list() == retryable["seq"].sort().to_list()
     counted = found.group_by("source", "first_seq").agg(
@@ -98,8 +98,8 @@ def test_answers_are_numbered_within_their_chains(text: str, loss: str) -> None:
 @given(stories)
 def test_requests_that_share_a_slot_are_kept_apart(text: str) -> None:
     """Tables of a single slot: all requests, threads and keys want it."""
-    told = story(text)
-    expected = retry_chains(told.seamcalls, told.losses)
+    scenario = story(text)
+    expected = retry_chains(scenario.seamcalls, scenario.losses)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_heads", lambda _: np.full(1, NONE, np.int32))
-        assert retry_chains(told.seamcalls, told.losses).equals(expected)
+        assert retry_chains(scenario.seamcalls, scenario.losses).equals(expected)

@@ -16,9 +16,9 @@ BUILD = "initS#1 addS1#1 extendS1#1 addS2#1 extendS2#1 finalizeS#1"
 
 
 def text_of(words: str) -> list[str]:
-    told = story(words)
-    log = MEASUREMENT_LOG.check(measurement_log(told.seamcalls))
-    return measurement_text(log, told.losses).splitlines()
+    scenario = story(words)
+    log = MEASUREMENT_LOG.check(measurement_log(scenario.seamcalls))
+    return measurement_text(log, scenario.losses).splitlines()
 
 
 def test_a_build_is_its_calls_in_order() -> None:
@@ -73,7 +73,7 @@ def test_nothing_recorded_says_which_probes_to_add() -> None:
 
 
 def test_a_call_without_a_recorded_td_is_of_the_only_one_of_its_thread() -> None:
-    told = story(BUILD)
+    scenario = story(BUILD)
     is_extend = pl.col("leaf") == 16
-    calls = told.seamcalls.with_columns(td_id=pl.when(~is_extend).then("td_id"))
+    calls = scenario.seamcalls.with_columns(td_id=pl.when(~is_extend).then("td_id"))
     assert measurement_log(calls)["td_id"].unique().to_list() == [0x7D001]

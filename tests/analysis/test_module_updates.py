@@ -18,9 +18,9 @@ UPDATE = "install(@1 install(@2 _28ms install)S@1 install)S@2"
 UPDATED = f"{RUNS} {UPDATE} {RUNS}"
 
 
-def of(told: Story) -> pl.DataFrame:
-    chains = retry_chains(told.seamcalls, told.losses)
-    return MODULE_UPDATES.check(module_updates(told.trace, chains))
+def of(scenario: Story) -> pl.DataFrame:
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    return MODULE_UPDATES.check(module_updates(scenario.trace, chains))
 
 
 def test_an_update_during_which_nothing_ran_stopped_all_cpus() -> None:
@@ -48,11 +48,11 @@ def test_few_neighbouring_events_leave_the_stop_unknown() -> None:
 
 
 def test_lost_events_leave_the_stop_unknown() -> None:
-    told = story(UPDATED)
+    scenario = story(UPDATED)
     row = {"source": 0, "kind": "lost_events", "severity": "data_loss", "n_lines": 1}
     lost = pl.DataFrame([row | {"detail": "", "advice": ""}], schema=LOSSES.schema)
-    chains = retry_chains(told.seamcalls, told.losses)
-    (found,) = module_updates(replace(told.trace, losses=lost), chains).to_dicts()
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    (found,) = module_updates(replace(scenario.trace, losses=lost), chains).to_dicts()
     assert found["stopped"] == "unknown"
     assert "lost" in found["withheld"]
 
@@ -85,14 +85,14 @@ def test_a_cpu_that_had_its_answer_begins_the_next_update() -> None:
 
 
 def test_calls_of_the_update_itself_are_not_other_events() -> None:
-    told = story(UPDATED.replace("_28ms", "_20ms 9/trackS _8ms"))
-    assert of(told)["stopped"].to_list() == ["not_all"]
+    scenario = story(UPDATED.replace("_28ms", "_20ms 9/trackS _8ms"))
+    assert of(scenario)["stopped"].to_list() == ["not_all"]
     shutdown = pl.when(pl.col("tid") == 9).then(pl.lit(52, pl.UInt16)).otherwise("leaf")
-    trace = replace(told.trace, seamcalls=told.seamcalls.with_columns(leaf=shutdown))
+    trace = replace(scenario.trace, seamcalls=scenario.seamcalls.with_columns(leaf=shutdown))
     rows = module_updates(trace, retry_chains(trace.seamcalls, trace.losses))
     assert rows["stopped"].to_list() == ["all"]
 
 
 def test_requests_that_wait_for_it_are_counted() -> None:
-    told = story(f"{RUNS} 5/B3 5/S3 3/B1 {UPDATE} 3/S1 4/S2 {RUNS}")
-    assert of(told)["n_requests"].to_list() == [1]
+    scenario = story(f"{RUNS} 5/B3 5/S3 3/B1 {UPDATE} 3/S1 4/S2 {RUNS}")
+    assert of(scenario)["n_requests"].to_list() == [1]

@@ -100,9 +100,9 @@ def test_the_timeout_of_another_td_is_no_consequence() -> None:
 
 
 def test_the_row_of_the_effect_is_named() -> None:
-    told = story("blockK1 trackS _ 2/demoteT1")
-    row = analyze(told.trace).abandoned_requests.row(0, named=True)
-    effect = told.seamcalls.filter(pl.col("seq") == row["effect_seq"])
+    scenario = story("blockK1 trackS _ 2/demoteT1")
+    row = analyze(scenario.trace).abandoned_requests.row(0, named=True)
+    effect = scenario.seamcalls.filter(pl.col("seq") == row["effect_seq"])
     assert effect["leaf"].to_list() == [15]
     assert (row["effect_source"], row["effect_leaf"]) == (0, 15)
     assert row["final_status"] == BUSY_ENTRY
@@ -124,12 +124,12 @@ def test_the_row_of_the_effect_is_named() -> None:
 def test_a_message_is_linked_only_by_status_and_time(
     change: dict[str, Any], clock: str, linked: bool
 ) -> None:
-    told = story("S3 blockK1 blockK1 _ S2")
-    ends = told.seamcalls.filter(leaf=7)["end_ns"].max()
+    scenario = story("S3 blockK1 blockK1 _ S2")
+    ends = scenario.seamcalls.filter(leaf=7)["end_ns"].max()
     assert isinstance(ends, int)
     said = {"leaf": 7, "status": BUSY_ENTRY, "ts_ns": ends + 2000 + change.get("late", 0)}
     said |= {k: v for k, v in change.items() if k != "late"}
-    trace = with_log(told, said, clock=clock)
+    trace = with_log(scenario, said, clock=clock)
     found = analyze(trace).abandoned_requests
     assert ("kernel_message" in found["consequence"]) == linked
     if linked:
@@ -204,23 +204,23 @@ def test_loops_and_their_progress(text: str, expected: list[tuple[str, int, str]
 
 
 def test_a_changing_rcx_is_progress() -> None:
-    told = story("cachewbI cachewbI trackS _ S1")
-    for number, row in enumerate(told.calls):
+    scenario = story("cachewbI cachewbI trackS _ S1")
+    for number, row in enumerate(scenario.calls):
         row["ext_err1"] = number
-    assert analyze(told.trace).progress_loops["progress"].to_list() == ["seen"]
+    assert analyze(scenario.trace).progress_loops["progress"].to_list() == ["seen"]
 
 
 def test_interrupts_are_counted_only_where_they_were_recorded() -> None:
-    told = story("S1 demoteJ1 demoteJ1 demoteS1")
-    assert analyze(told.trace).progress_loops["n_interrupts"].to_list() == [None]
-    start = told.seamcalls.filter(leaf=15)["start_ns"].min()
+    scenario = story("S1 demoteJ1 demoteJ1 demoteS1")
+    assert analyze(scenario.trace).progress_loops["n_interrupts"].to_list() == [None]
+    start = scenario.seamcalls.filter(leaf=15)["start_ns"].min()
     assert isinstance(start, int)
     for seq, (after, cpu) in enumerate([(-1, 0), (0, 0), (5_000, 0), (6_000, 1)], 100):
-        told.events.append(
+        scenario.events.append(
             {"source": 0, "seq": seq, "ts_ns": start + after, "cpu": cpu, "n_lines": 1}
             | {"event": "local_timer_entry"}
         )
-    assert analyze(told.trace).progress_loops["n_interrupts"].to_list() == [2]
+    assert analyze(scenario.trace).progress_loops["n_interrupts"].to_list() == [2]
 
 
 # Time shares.
@@ -301,7 +301,7 @@ def test_every_table_conforms_to_its_schema(words: list[str]) -> None:
     found.check()
     chains = found.retry_chains
     gone = chains.filter(pl.col("outcome").is_in(["abandoned", "resolved_elsewhere"]))
-    told = found.abandoned_requests
-    assert set(told["first_seq"]) == set(gone["first_seq"])
+    result = found.abandoned_requests
+    assert set(result["first_seq"]) == set(gone["first_seq"])
     calls = chains.filter(pl.col("leaf") != 0)["n_attempts"].sum()
     assert found.time_shares["n_calls"].sum() == calls

@@ -46,8 +46,8 @@ def test_a_success_before_it_began_does_not() -> None:
 
 def test_a_success_of_its_own_thread_does_not() -> None:
     """Its chain ended with a loss, but the thread goes on with the request."""
-    told = chains(story("B1 S9 lost S1"))
-    assert told.select("outcome", "settled_seq").row(0) == ("cut", None)
+    result = chains(story("B1 S9 lost S1"))
+    assert result.select("outcome", "settled_seq").row(0) == ("cut", None)
 
 
 @pytest.mark.parametrize("other", ["2/S2", "2/S1^1", "2/blockS1", "2/S1#1", "2/E1", "2/B1"])

@@ -14,8 +14,8 @@ from tdxtrace.errors import TableError
 from tdxtrace.tables.findings import RETRY_CHAINS
 
 
-def chains_of(told: Story) -> pl.DataFrame:
-    return RETRY_CHAINS.check(retry_chains(told.seamcalls, told.losses))
+def chains_of(scenario: Story) -> pl.DataFrame:
+    return RETRY_CHAINS.check(retry_chains(scenario.seamcalls, scenario.losses))
 
 
 def ends(text: str, processes: dict[int, int] | None = None) -> list[str]:
@@ -64,23 +64,23 @@ def test_retryable_answers_join_whatever_their_mix() -> None:
     "status", [0xC000_0B0A_0000_0001, 0x8000_0702_0000_0000, 0x9000_0205_0000_0000]
 )
 def test_an_error_that_is_not_retryable_joins_nothing(status: int) -> None:
-    told = story("E1 S1")
-    told.calls[0]["status"] = status
-    rows = chains_of(told).select("n_attempts", "n_busy", "outcome", "final_status").rows()
+    scenario = story("E1 S1")
+    scenario.calls[0]["status"] = status
+    rows = chains_of(scenario).select("n_attempts", "n_busy", "outcome", "final_status").rows()
     assert rows == [(1, 0, "failed", status), (1, 0, "succeeded", 0)]
 
 
 @pytest.mark.parametrize("bit", [1 << 60, 1 << 61, 3 << 60])
 def test_bits_that_the_module_sets_at_run_time_do_not_hide_a_busy(bit: int) -> None:
-    told = story("B S")
-    told.calls[0]["status"] |= bit
-    assert chains_of(told)["n_attempts"].to_list() == [2]
+    scenario = story("B S")
+    scenario.calls[0]["status"] |= bit
+    assert chains_of(scenario)["n_attempts"].to_list() == [2]
 
 
 def test_a_chain_has_its_place_time_and_duration() -> None:
-    told = story("B7#2 K7#2 S7#2")
-    chain = chains_of(told).row(0, named=True)
-    calls = told.seamcalls
+    scenario = story("B7#2 K7#2 S7#2")
+    chain = chains_of(scenario).row(0, named=True)
+    calls = scenario.seamcalls
     assert chain == {
         "source": 0,
         "first_seq": calls["seq"][0],
@@ -195,9 +195,9 @@ def test_a_chain_does_not_go_on_after_another_thread_settled_the_request(
     "text", ["B1 enterX S1", "B1 S2 S1", "B1 2/S2 enterX S1", "trackP S1 trackS", "B1 enterX E1"]
 )
 def test_a_call_whose_entry_was_not_recorded_does_not_settle_itself(text: str) -> None:
-    told = story(text)
-    calls = without(told.seamcalls, "start_ns", "start_cpu")
-    chains = RETRY_CHAINS.check(retry_chains(calls, told.losses)).sort("first_seq")
+    scenario = story(text)
+    calls = without(scenario.seamcalls, "start_ns", "start_cpu")
+    chains = RETRY_CHAINS.check(retry_chains(calls, scenario.losses)).sort("first_seq")
     assert chains["n_attempts"][0] == 2
     assert chains["outcome"][0] in ("succeeded", "failed")
     assert chains["settled_seq"].null_count() == chains.height
@@ -291,8 +291,8 @@ def test_before_the_end_a_thread_may_continue_requests_as_it_did_earlier(
 
 
 def test_segments_count_the_stretches_between_entries() -> None:
-    told = story("B B enterX B enterX enterX S")
-    chain = chains_of(told).filter(pl.col("leaf") == 6).row(0, named=True)
+    scenario = story("B B enterX B enterX enterX S")
+    chain = chains_of(scenario).filter(pl.col("leaf") == 6).row(0, named=True)
     assert (chain["n_attempts"], chain["n_segments"]) == (4, 3)
 
 
@@ -325,9 +325,9 @@ def test_entries_of_a_vcpu_make_a_chain_and_an_exit_ends_it() -> None:
 
 
 def test_time_in_the_guest_is_not_part_of_an_entry() -> None:
-    told = story("enterB enterC")
-    chain = chains_of(told).row(0, named=True)
-    first, last = told.calls
+    scenario = story("enterB enterC")
+    chain = chains_of(scenario).row(0, named=True)
+    first, last = scenario.calls
     assert chain["took_ns"] == last["start_ns"] - first["start_ns"]
     assert chain["end_ns"] == last["end_ns"]
 
@@ -366,18 +366,18 @@ def test_a_request_given_up_is_settled_elsewhere_or_abandoned(
 
 
 def test_the_call_that_settled_it_is_named() -> None:
-    told = story("B1 S2 2/B1 2/S1 3/S1")
-    chain = chains_of(told).row(0, named=True)
+    scenario = story("B1 S2 2/B1 2/S1 3/S1")
+    chain = chains_of(scenario).row(0, named=True)
     assert chain["outcome"] == "resolved_elsewhere"
-    assert chain["settled_seq"] == told.calls[3]["seq"]
+    assert chain["settled_seq"] == scenario.calls[3]["seq"]
     assert chain["final_status"] == STATUS["B"]
 
 
 def test_a_success_settles_even_if_the_start_of_its_own_chain_was_lost() -> None:
-    told = story("B1@1 S2@1 2/S3@2 lost@2 2/S1@2 S4@1")
-    by_page = {row["gpa"] >> 12: row for row in chains_of(told).iter_rows(named=True)}
+    scenario = story("B1@1 S2@1 2/S3@2 lost@2 2/S1@2 S4@1")
+    by_page = {row["gpa"] >> 12: row for row in chains_of(scenario).iter_rows(named=True)}
     assert by_page[1]["tid"] in (1, 2)
-    rows = chains_of(told).filter(gpa=0x1000).sort("start_ns").select("tid", "outcome").rows()
+    rows = chains_of(scenario).filter(gpa=0x1000).sort("start_ns").select("tid", "outcome").rows()
     assert rows == [(1, "resolved_elsewhere"), (2, "cut")]
 
 
@@ -472,8 +472,8 @@ def test_a_loss_on_another_cpu_cuts_nothing(text: str, expected: list[str]) -> N
 
 
 def test_the_second_chain_after_a_gap_is_whole() -> None:
-    told = ends("B1@1 S1@1 lost@1 B2@1 S2@1 B3@1 S3@1")
-    assert told == ["2 succeeded", "2 cut by lost_events", "2 succeeded"]
+    result = ends("B1@1 S1@1 lost@1 B2@1 S2@1 B3@1 S3@1")
+    assert result == ["2 succeeded", "2 cut by lost_events", "2 succeeded"]
 
 
 @pytest.mark.parametrize(
@@ -528,16 +528,16 @@ def test_a_loss_cuts_what_was_open_whatever_came_in_between(text: str, expected:
 
 
 def test_a_missing_answer_does_not_harm_the_request_after_it() -> None:
-    told = ends("U1 B2 S2")
-    assert told == ["1 cut by lost_events", "2 succeeded"]
+    result = ends("U1 B2 S2")
+    assert result == ["1 cut by lost_events", "2 succeeded"]
 
 
 # What the capture does not say.
 
 
 def identities(calls: pl.DataFrame) -> list[tuple[str, int]]:
-    told = RETRY_CHAINS.check(retry_chains(calls, story("").losses))
-    return told.select("identity", "n_attempts").rows()
+    result = RETRY_CHAINS.check(retry_chains(calls, story("").losses))
+    return result.select("identity", "n_attempts").rows()
 
 
 @pytest.mark.parametrize(
@@ -604,8 +604,8 @@ def test_calls_without_thread_and_cpu_are_still_counted() -> None:
 def test_a_call_that_names_no_request_cuts_those_that_it_may_belong_to(
     text: str, expected: list[str]
 ) -> None:
-    told = chains_of(story(text)).sort("start_ns", "first_seq")
-    assert told["outcome"].to_list()[: len(expected)] == expected
+    result = chains_of(story(text)).sort("start_ns", "first_seq")
+    assert result["outcome"].to_list()[: len(expected)] == expected
 
 
 @pytest.mark.parametrize(
@@ -640,8 +640,8 @@ def test_a_leaf_that_a_thread_issued_itself_goes_by_thread() -> None:
 
 
 def test_the_td_is_filled_in_where_the_thread_or_its_process_used_one_only() -> None:
-    told = story("S1 enterX 2/enterX 3/enterX", {1: 10, 2: 10, 3: 11})
-    tds = dict(chains_of(told).filter(leaf=0).select("tid", "td_id").rows())
+    scenario = story("S1 enterX 2/enterX 3/enterX", {1: 10, 2: 10, 3: 11})
+    tds = dict(chains_of(scenario).filter(leaf=0).select("tid", "td_id").rows())
     assert tds == {1: 0x7D000, 2: 0x7D000, 3: None}
     two = story("S1#1 S1#2 enterX")
     assert chains_of(two).filter(leaf=0)["td_id"].to_list() == [None]
@@ -649,9 +649,9 @@ def test_the_td_is_filled_in_where_the_thread_or_its_process_used_one_only() -> 
 
 def test_time_orders_calls_and_not_the_place_in_the_file() -> None:
     """perf script may print what each CPU recorded one after the other."""
-    told = story("B1@1 B1@2 S1@1")
-    by_cpu = told.seamcalls.with_columns(seq=pl.Series([2, 6, 4], dtype=pl.UInt64))
-    chains = RETRY_CHAINS.check(retry_chains(by_cpu, told.losses))
+    scenario = story("B1@1 B1@2 S1@1")
+    by_cpu = scenario.seamcalls.with_columns(seq=pl.Series([2, 6, 4], dtype=pl.UInt64))
+    chains = RETRY_CHAINS.check(retry_chains(by_cpu, scenario.losses))
     assert chains.select("first_seq", "last_seq", "n_attempts", "outcome").rows() == [
         (2, 4, 3, "succeeded"),
     ]
@@ -659,15 +659,15 @@ def test_time_orders_calls_and_not_the_place_in_the_file() -> None:
 
 @pytest.mark.parametrize("known", [0, 1, 2])
 def test_one_call_with_a_process_names_that_of_the_chain(known: int) -> None:
-    told = story("B1 B1 S1")
-    told.calls[known]["tgid"] = 40
-    assert chains_of(told)["tgid"].to_list() == [40]
+    scenario = story("B1 B1 S1")
+    scenario.calls[known]["tgid"] = 40
+    assert chains_of(scenario)["tgid"].to_list() == [40]
 
 
 def test_a_reused_thread_id_is_another_thread() -> None:
-    told = story("B1 enterB S1 enterX", {1: 40})
-    told.calls[2]["tgid"] = told.calls[3]["tgid"] = 50
-    rows = chains_of(told).select("leaf", "tgid", "n_attempts").rows()
+    scenario = story("B1 enterB S1 enterX", {1: 40})
+    scenario.calls[2]["tgid"] = scenario.calls[3]["tgid"] = 50
+    rows = chains_of(scenario).select("leaf", "tgid", "n_attempts").rows()
     assert rows == [(6, 40, 1), (0, 40, 1), (6, 50, 1), (0, 50, 1)]
 
 
@@ -675,33 +675,33 @@ def test_a_reused_thread_id_is_another_thread() -> None:
 def test_busy_answers_are_those_of_the_chains_whatever_is_known_of_processes(
     unknown: tuple[int, ...],
 ) -> None:
-    told = story("B1 S1 B1 B1 S2", {1: 40})
-    told.calls[2]["tgid"] = told.calls[3]["tgid"] = told.calls[4]["tgid"] = 50
+    scenario = story("B1 S1 B1 B1 S2", {1: 40})
+    scenario.calls[2]["tgid"] = scenario.calls[3]["tgid"] = scenario.calls[4]["tgid"] = 50
     for row in unknown:
-        told.calls[row]["tgid"] = None
-    chains = chains_of(told)
-    assert busy_answers(told.seamcalls, chains).height == chains["n_busy"].sum()
+        scenario.calls[row]["tgid"] = None
+    chains = chains_of(scenario)
+    assert busy_answers(scenario.seamcalls, chains).height == chains["n_busy"].sum()
 
 
 def test_sources_are_kept_apart() -> None:
-    told = story("B1 B1 S1")
-    calls = told.seamcalls
+    scenario = story("B1 B1 S1")
+    calls = scenario.seamcalls
     other = calls.with_columns(source=pl.lit(1, pl.UInt16))
     both = pl.concat([calls.head(2), other.tail(1)])
-    rows = retry_chains(both, told.losses).select("source", "n_attempts", "outcome").rows()
+    rows = retry_chains(both, scenario.losses).select("source", "n_attempts", "outcome").rows()
     assert rows == [(0, 2, "cut"), (1, 1, "succeeded")]
 
 
 def test_a_loss_of_one_source_does_not_cut_another() -> None:
-    told = story("B lost S")
-    losses = told.losses.with_columns(source=pl.lit(1, pl.UInt16))
-    assert retry_chains(told.seamcalls, losses)["n_attempts"].to_list() == [2]
+    scenario = story("B lost S")
+    losses = scenario.losses.with_columns(source=pl.lit(1, pl.UInt16))
+    assert retry_chains(scenario.seamcalls, losses)["n_attempts"].to_list() == [2]
 
 
 def test_columns_that_are_missing_are_named() -> None:
-    told = story("S")
+    scenario = story("S")
     with pytest.raises(TableError, match="column 'gpa' is missing"):
-        retry_chains(told.seamcalls.drop("gpa"), told.losses)
+        retry_chains(scenario.seamcalls.drop("gpa"), scenario.losses)
 
 
 # Laws.
@@ -727,9 +727,9 @@ stories = st.lists(st.one_of(seen, seen, seen, losses), max_size=40).map(" ".joi
 @few
 @given(stories)
 def test_every_call_is_in_one_chain(text: str) -> None:
-    told = story(text)
-    chains = chains_of(told)
-    calls = told.seamcalls
+    scenario = story(text)
+    chains = chains_of(scenario)
+    calls = scenario.seamcalls
     assert chains["n_attempts"].sum() == calls.height
     assert chains["n_busy"].sum() <= calls["status"].is_not_null().sum()
     seqs = set(calls["seq"])
@@ -741,48 +741,50 @@ def test_every_call_is_in_one_chain(text: str) -> None:
 @few
 @given(stories, st.integers(0, 99))
 def test_the_order_of_rows_does_not_matter(text: str, seed: int) -> None:
-    told = story(text)
-    shuffled = told.seamcalls.sample(fraction=1, shuffle=True, seed=seed)
-    assert retry_chains(shuffled, told.losses).equals(chains_of(told))
+    scenario = story(text)
+    shuffled = scenario.seamcalls.sample(fraction=1, shuffle=True, seed=seed)
+    assert retry_chains(shuffled, scenario.losses).equals(chains_of(scenario))
 
 
 @few
 @given(stories, st.integers(-(10**9), 10**15))
 def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
-    told = story(text)
+    scenario = story(text)
     moved = pl.col("start_ns", "end_ns") + shift
-    later = retry_chains(told.seamcalls.with_columns(moved), told.losses.with_columns(moved))
-    assert later.equals(chains_of(told).with_columns(moved))
+    later = retry_chains(
+        scenario.seamcalls.with_columns(moved), scenario.losses.with_columns(moved)
+    )
+    assert later.equals(chains_of(scenario).with_columns(moved))
 
 
 @few
 @given(whole_stories, st.integers(0, 99))
 def test_equal_timestamps_are_ordered_by_line(text: str, seed: int) -> None:
     """A clock of jiffies, or one that counts, gives many calls one time."""
-    told = story(text)
+    scenario = story(text)
     still = pl.col("start_ns", "end_ns") // 10**15
-    shuffled = told.seamcalls.with_columns(still).sample(fraction=1, shuffle=True, seed=seed)
-    chains = retry_chains(shuffled, told.losses)
+    shuffled = scenario.seamcalls.with_columns(still).sample(fraction=1, shuffle=True, seed=seed)
+    chains = retry_chains(shuffled, scenario.losses)
     timeless = ["first_seq", "last_seq", "tid", "leaf", "gpa", "n_attempts", "n_busy", "n_segments"]
-    assert chains.select(timeless).equals(chains_of(told).select(timeless))
+    assert chains.select(timeless).equals(chains_of(scenario).select(timeless))
 
 
 @few
 @given(stories)
 def test_renaming_tds_renames_tds(text: str) -> None:
-    told = story(text)
+    scenario = story(text)
     renamed = pl.col("td_id") * 3 + 5
-    chains = retry_chains(told.seamcalls.with_columns(renamed), told.losses)
-    assert chains.equals(chains_of(told).with_columns(renamed))
+    chains = retry_chains(scenario.seamcalls.with_columns(renamed), scenario.losses)
+    assert chains.equals(chains_of(scenario).with_columns(renamed))
 
 
 @few
 @given(stories)
 def test_renaming_threads_renames_threads(text: str) -> None:
-    told = story(text)
+    scenario = story(text)
     renamed = (10 - pl.col("tid")).alias("tid")
-    chains = retry_chains(told.seamcalls.with_columns(renamed), told.losses)
-    assert chains.equals(chains_of(told).with_columns(renamed))
+    chains = retry_chains(scenario.seamcalls.with_columns(renamed), scenario.losses)
+    assert chains.equals(chains_of(scenario).with_columns(renamed))
 
 
 @few
@@ -802,10 +804,10 @@ def test_calls_of_another_td_and_thread_change_at_most_the_certainty(
     """They may show that requests are left for others in between: near a loss more are cut."""
     foreign = [f"9/{word.rpartition('/')[2].partition('#')[0]}#9" for _, word in mixed]
     words = [word for pair in zip((w for w, _ in mixed), foreign, strict=True) for word in pair]
-    told = story(" ".join(words))
-    alone = told.seamcalls.filter(pl.col("tid") != 9)
-    with_others = chains_of(told).filter(pl.col("tid") != 9)
-    expected = RETRY_CHAINS.check(retry_chains(alone, told.losses))
+    scenario = story(" ".join(words))
+    alone = scenario.seamcalls.filter(pl.col("tid") != 9)
+    with_others = chains_of(scenario).filter(pl.col("tid") != 9)
+    expected = RETRY_CHAINS.check(retry_chains(alone, scenario.losses))
     key = ("first_seq", "last_seq", "n_attempts", "leaf", "td_id")
     assert with_others.select(key).equals(expected.select(key))
     assert (with_others["begin_lost"] >= expected["begin_lost"]).all()
@@ -821,10 +823,10 @@ def test_calls_of_another_td_and_thread_change_at_most_the_certainty(
 @given(stories)
 def test_a_chain_that_is_not_cut_would_be_there_without_any_loss(text: str) -> None:
     """Losses only ever take away trust: they make no chain that was not there."""
-    told = story(text)
+    scenario = story(text)
     key = ("first_seq", "last_seq", "n_attempts", "leaf")
-    trusted = chains_of(told).filter(pl.col("outcome") != "cut").select(key)
-    all_there = retry_chains(told.seamcalls, told.losses.clear()).select(key)
+    trusted = chains_of(scenario).filter(pl.col("outcome") != "cut").select(key)
+    all_there = retry_chains(scenario.seamcalls, scenario.losses.clear()).select(key)
     assert trusted.join(all_there, on=key, how="anti").is_empty()
 
 
@@ -832,9 +834,9 @@ def test_a_chain_that_is_not_cut_would_be_there_without_any_loss(text: str) -> N
 @given(whole_stories, st.integers(1, 30))
 def test_losing_the_beginning_never_makes_a_wrong_chain(text: str, n: int) -> None:
     """Cut off the first calls, say so: what is not marked must be what really happened."""
-    told = story(text)
-    whole = chains_of(told)
-    calls = told.seamcalls
+    scenario = story(text)
+    whole = chains_of(scenario)
+    calls = scenario.seamcalls
     kept = calls.tail(max(calls.height - n, 0))
     if kept.is_empty() or kept.height == calls.height:
         return

@@ -20,11 +20,11 @@ STORIES = [
 ]
 
 
-def found(told: Story, bits: int) -> Findings:
-    for row in told.calls:
+def found(scenario: Story, bits: int) -> Findings:
+    for row in scenario.calls:
         if row["status"] is not None and row["status"] >> 63:
             row["status"] |= bits
-    return analyze(told.trace)
+    return analyze(scenario.trace)
 
 
 @pytest.mark.parametrize("bits", [1 << 60, 1 << 61, 3 << 60])

@@ -19,9 +19,9 @@ def functions(text: str) -> dict[str, int]:
 
 
 def of(text: str) -> pl.DataFrame:
-    told = story(text)
+    scenario = story(text)
     return TDVMCALLS.check(
-        tdvmcalls(told.seamcalls, told.vm_entries, told.host_events, told.losses)
+        tdvmcalls(scenario.seamcalls, scenario.vm_entries, scenario.host_events, scenario.losses)
     )
 
 
@@ -70,9 +70,9 @@ def test_where_exits_were_not_recorded_the_status_of_the_entry_counts() -> None:
 
 
 def test_a_vm_that_is_no_td_has_an_instruction_pointer_and_no_row() -> None:
-    told = story(">H 2/>H")
-    entries = told.vm_entries.with_columns(rip=pl.Series([0, 0x1234], dtype=pl.UInt64))
-    assert tdvmcalls(told.seamcalls, entries, told.host_events, told.losses)[
+    scenario = story(">H 2/>H")
+    entries = scenario.vm_entries.with_columns(rip=pl.Series([0, 0x1234], dtype=pl.UInt64))
+    assert tdvmcalls(scenario.seamcalls, entries, scenario.host_events, scenario.losses)[
         "n_exits"
     ].to_list() == [1]
 

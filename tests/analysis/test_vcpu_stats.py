@@ -15,14 +15,14 @@ from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import VCPU_STATS, ZERO_STEPS
 
 
-def stats_of(told: Story) -> pl.DataFrame:
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
-    return VCPU_STATS.check(vcpu_stats(told.seamcalls, told.vm_entries, steps))
+def stats_of(scenario: Story) -> pl.DataFrame:
+    steps = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
+    return VCPU_STATS.check(vcpu_stats(scenario.seamcalls, scenario.vm_entries, steps))
 
 
 def test_a_vcpu_is_the_thread_that_enters_it() -> None:
-    told = story("enterB enterD enterX S1#3 enterC 2/enterC*7 3/S1", {1: 40})
-    assert stats_of(told).to_dicts() == [
+    scenario = story("enterB enterD enterX S1#3 enterC 2/enterC*7 3/S1", {1: 40})
+    assert stats_of(scenario).to_dicts() == [
         {
             "source": 0,
             "tid": 1,
@@ -69,14 +69,16 @@ def test_weak_signs_have_a_column_of_their_own() -> None:
 
 
 def test_the_vcpu_with_most_episodes_comes_first() -> None:
-    told = story("enterC 2/enterD 2/enterC 3/enterB 3/enterC 3/enterB 3/enterC 4/enterB 4/enterC")
-    assert stats_of(told)["tid"].to_list() == [3, 4, 2, 1]
+    scenario = story(
+        "enterC 2/enterD 2/enterC 3/enterB 3/enterC 3/enterB 3/enterC 4/enterB 4/enterC"
+    )
+    assert stats_of(scenario)["tid"].to_list() == [3, 4, 2, 1]
 
 
 def test_vcpus_without_a_recorded_thread_share_a_row() -> None:
-    told = story("enterC 2/enterC")
-    calls = without(told.seamcalls, "tid", "vp_id")
-    rows = vcpu_stats(calls, told.vm_entries, ZERO_STEPS.empty())
+    scenario = story("enterC 2/enterC")
+    calls = without(scenario.seamcalls, "tid", "vp_id")
+    rows = vcpu_stats(calls, scenario.vm_entries, ZERO_STEPS.empty())
     assert VCPU_STATS.check(rows).select("tid", "n_entries").rows() == [(None, 2)]
 
 
@@ -90,11 +92,11 @@ words = st.builds(
 @settings(max_examples=25)
 @given(st.lists(words, max_size=60).map(" ".join))
 def test_every_entry_and_episode_is_counted_once(text: str) -> None:
-    told = story(text)
-    stats = stats_of(told)
-    probed = told.seamcalls.filter(pl.col("leaf") == 0)
-    stock = told.vm_entries.filter(~pl.col("tid").is_in(probed["tid"].unique().to_list()))
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
+    scenario = story(text)
+    stats = stats_of(scenario)
+    probed = scenario.seamcalls.filter(pl.col("leaf") == 0)
+    stock = scenario.vm_entries.filter(~pl.col("tid").is_in(probed["tid"].unique().to_list()))
+    steps = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
     weak = steps.filter(pl.col("strength") == "weak").height
     assert stats["n_entries"].sum() == probed.height + stock.height
     assert stats["zero_steps"].sum() == steps.height - weak

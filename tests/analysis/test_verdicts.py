@@ -27,7 +27,7 @@ def given_on(trace: Trace, **options: Any) -> pl.DataFrame:  # noqa: ANN401
     return VERDICTS.check(analyze(trace, **options).verdicts)
 
 
-def told(text: str, subject: str, **options: Any) -> list[tuple[str, str]]:  # noqa: ANN401
+def verdicts_of(text: str, subject: str, **options: Any) -> list[tuple[str, str]]:  # noqa: ANN401
     """Verdict and explanation of each group about a subject."""
     found = given_on(story(text).trace, **options).filter(pl.col("subject") == subject)
     return [(str(a), b) for a, b in found.select("verdict", "what").rows()]
@@ -51,12 +51,12 @@ def told(text: str, subject: str, **options: Any) -> list[tuple[str, str]]:  # n
     ],
 )
 def test_zero_steps(text: str, expected: tuple[str, str]) -> None:
-    assert told(text, "zero_step") == [expected]
+    assert verdicts_of(text, "zero_step") == [expected]
 
 
 def rounds(text: str, n: int = 5) -> tuple[str, str]:
     """The verdict on ``n`` times this, of which zero-step episodes come."""
-    (found,) = told(n * (text + " "), "zero_step")
+    (found,) = verdicts_of(n * (text + " "), "zero_step")
     return found
 
 
@@ -100,10 +100,12 @@ def test_a_host_that_splits_and_merges_in_turn_is_hostile() -> None:
     turn = "2/blockS512^1 2/trackS " + KEPT_OUT.replace("?1", "?700") + "2/{}S512^1 enterC "
     both = turn.format("demote") + turn.format("promote")
     # The first of either is no repetition, but none that can be called innocent.
-    assert told(3 * both, "zero_step") == [CHURNED, ("UNDECIDED", "block_undone")]
-    assert told(2 * both, "zero_step")[0] == ("UNDECIDED", "block_churn")
+    assert verdicts_of(3 * both, "zero_step") == [CHURNED, ("UNDECIDED", "block_undone")]
+    assert verdicts_of(2 * both, "zero_step")[0] == ("UNDECIDED", "block_churn")
     # The same move of a page again and again.
-    moved = told(5 * ("2/blockS1 2/trackS " + KEPT_OUT + "2/relocateS1 enterC "), "zero_step")
+    moved = verdicts_of(
+        5 * ("2/blockS1 2/trackS " + KEPT_OUT + "2/relocateS1 enterC "), "zero_step"
+    )
     assert moved == [CHURNED, ("EXPECTED", "invalidation")]
     # Once each: a guest whose pages were split for a migration, and merged after it.
     assert rounds(both, 1) == ("EXPECTED", "invalidation")
@@ -171,7 +173,7 @@ def test_one_range_after_the_other_is_not_repeated() -> None:
 def test_rounds_that_refused_no_entry_do_not_count() -> None:
     quiet = 9 * "2/blockS1 2/trackS 2/unblockS1 enterC "
     faulted = 9 * ("2/blockS1 2/trackS " + FAULT + "2/unblockS1 enterC ")
-    assert told(quiet + faulted + CHURN.format("enterB"), "zero_step") == [
+    assert verdicts_of(quiet + faulted + CHURN.format("enterB"), "zero_step") == [
         ("UNDECIDED", "block_churn")
     ]
 
@@ -200,7 +202,7 @@ def test_a_guest_is_never_called_hostile(leaf: str, generation: str) -> None:
 def test_weak_evidence_gives_no_accusation() -> None:
     # KVM's own events only: an exit that came too fast, which may be anything.
     text = 5 * ("2/blockS1 " + 7 * ">W ?1 " + 60 * ">Wf ?1 " + "2/unblockS1 >C ")
-    found = told(text, "zero_step")
+    found = verdicts_of(text, "zero_step")
     assert found
     assert {verdict for verdict, _ in found} == {"UNDECIDED"}
 
@@ -208,7 +210,7 @@ def test_weak_evidence_gives_no_accusation() -> None:
 def test_weak_signs_beside_an_attack_are_no_part_of_it() -> None:
     seen = KEPT_OUT.replace("enter", "4/>").replace("?1", "4/?1").replace(">B", ">F")
     text = "2/blockS1 " + KEPT_OUT + seen + "2/unblockS1 enterC 4/>C "
-    assert told("4/>C " + 4 * text, "zero_step") == [
+    assert verdicts_of("4/>C " + 4 * text, "zero_step") == [
         CHURNED,
         ("UNDECIDED", "block_churn, weak signs"),
     ]
@@ -254,7 +256,7 @@ def test_the_release_may_come_from_the_log(version: str, words: str) -> None:
     ],
 )
 def test_abandoned_requests(text: str, expected: tuple[str, str]) -> None:
-    assert told(text, "abandoned") == [expected]
+    assert verdicts_of(text, "abandoned") == [expected]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_abandoned_requests(text: str, expected: tuple[str, str]) -> None:
     ],
 )
 def test_loops(text: str, expected: tuple[str, str]) -> None:
-    assert told(text, "loop") == [expected]
+    assert verdicts_of(text, "loop") == [expected]
 
 
 @pytest.mark.parametrize(

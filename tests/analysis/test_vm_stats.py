@@ -17,15 +17,15 @@ from tdxtrace.errors import TableError
 from tdxtrace.tables.findings import COUNTED, COUNTERS, RETRY_CHAINS, VM_STATS, ZERO_STEPS
 
 
-def stats_of(told: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
-    calls = told.seamcalls if calls is None else calls
-    steps = zero_steps(calls, told.vm_entries, told.page_faults)
-    return VM_STATS.check(vm_stats(retry_chains(calls, told.losses), steps))
+def stats_of(scenario: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
+    calls = scenario.seamcalls if calls is None else calls
+    steps = zero_steps(calls, scenario.vm_entries, scenario.page_faults)
+    return VM_STATS.check(vm_stats(retry_chains(calls, scenario.losses), steps))
 
 
 def test_a_td_counts_each_retried_request_once() -> None:
-    told = story("B1#1 B1#1 S1#1 S2#1 trackP#1 trackS#1 2/S1#2 enterB enterC 2/enterC")
-    rows = stats_of(told).to_dicts()
+    scenario = story("B1#1 B1#1 S1#1 S2#1 trackP#1 trackS#1 2/S1#2 enterB enterC 2/enterC")
+    rows = stats_of(scenario).to_dicts()
     assert rows == [
         {
             "source": 0,
@@ -55,24 +55,27 @@ def test_a_td_counts_each_retried_request_once() -> None:
 
 
 def test_threads_of_a_td_share_its_process_whether_it_was_printed_or_not() -> None:
-    told = story("S1#1 2/S2#1 3/S3#2", {1: 10, 3: 11})
-    assert stats_of(told).select("td_id", "tgid", "n_requests").sort("tgid").rows() == [
+    scenario = story("S1#1 2/S2#1 3/S3#2", {1: 10, 3: 11})
+    assert stats_of(scenario).select("td_id", "tgid", "n_requests").sort("tgid").rows() == [
         (0x7D001, 10, 2),
         (0x7D002, 11, 1),
     ]
 
 
 def test_requests_of_unknown_tds_are_counted_by_process_or_together() -> None:
-    told = story("S1 2/S2 3/S3 4/S4", {1: 10, 2: 11})
-    calls = without(told.seamcalls, "td_id")
-    rows = stats_of(told, calls).select("td_id", "tgid", "n_requests").rows()
+    scenario = story("S1 2/S2 3/S3 4/S4", {1: 10, 2: 11})
+    calls = without(scenario.seamcalls, "td_id")
+    rows = stats_of(scenario, calls).select("td_id", "tgid", "n_requests").rows()
     assert sorted(rows, key=str) == [(None, 10, 1), (None, 11, 1), (None, None, 2)]
 
 
 def test_weak_episodes_are_left_out() -> None:
-    told = story("S1 2/>F 2/>C")
-    assert zero_steps(told.seamcalls, told.vm_entries, told.page_faults)["strength"][0] == "weak"
-    assert stats_of(told)["zero_steps"].sum() == 0
+    scenario = story("S1 2/>F 2/>C")
+    assert (
+        zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)["strength"][0]
+        == "weak"
+    )
+    assert stats_of(scenario)["zero_steps"].sum() == 0
 
 
 ARMED = "9/trackS >C " + 7 * ">X ?1 "
@@ -107,11 +110,11 @@ stories = st.lists(words, max_size=60).map(" ".join)
 @settings(max_examples=25)
 @given(stories, st.dictionaries(st.integers(1, 3), st.integers(10, 11)))
 def test_every_request_is_counted_once(text: str, processes: dict[int, int]) -> None:
-    told = story(text, processes)
-    stats = stats_of(told)
-    chains = retry_chains(told.seamcalls, told.losses)
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
-    assert stats["n_seamcalls"].sum() == told.seamcalls.height
+    scenario = story(text, processes)
+    stats = stats_of(scenario)
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    steps = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
+    assert stats["n_seamcalls"].sum() == scenario.seamcalls.height
     assert stats["n_requests"].sum() == chains.height
     assert stats["retried_seamcalls"].sum() == chains.filter(pl.col("n_busy") > 0).height
     assert stats["n_busy"].sum() == chains["n_busy"].sum()
@@ -131,10 +134,10 @@ def test_columns_that_are_missing_are_named() -> None:
 
 @given(WORDS)
 def test_counters_end_at_what_the_td_counted(words: list[str]) -> None:
-    told = story(" ".join(words))
-    chains = retry_chains(told.seamcalls, told.losses)
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
-    rows = COUNTERS.check(counters(chains, busy_answers(told.seamcalls, chains), steps))
+    scenario = story(" ".join(words))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    steps = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
+    rows = COUNTERS.check(counters(chains, busy_answers(scenario.seamcalls, chains), steps))
     last = rows.group_by("source", "td_id", "tgid", "counter").agg(pl.col("total").max())
     told_last = {(row["td_id"], row["counter"]): row["total"] for row in last.to_dicts()}
     for row in vm_stats(chains, steps).to_dicts():
@@ -144,10 +147,10 @@ def test_counters_end_at_what_the_td_counted(words: list[str]) -> None:
 
 
 def test_a_counter_goes_up_at_the_first_busy_answer_alone() -> None:
-    told = story("B1#1 B1#1 S1#1 2/B1#2 enterB enterB enterC B2#1")
-    chains = retry_chains(told.seamcalls, told.losses)
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
-    rows = counters(chains, busy_answers(told.seamcalls, chains), steps)
+    scenario = story("B1#1 B1#1 S1#1 2/B1#2 enterB enterB enterC B2#1")
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    steps = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
+    rows = counters(chains, busy_answers(scenario.seamcalls, chains), steps)
     assert rows.select("td_id", "counter", "total").rows() == [
         (0x7D001, "retried_seamcalls", 1),
         (0x7D002, "retried_seamcalls", 1),

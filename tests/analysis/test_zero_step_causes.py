@@ -21,9 +21,11 @@ FAULT = "enterX ?1 "
 SPLIT = "2/blockS1 " + 7 * FAULT + "enterB 2/demoteS1 "
 
 
-def causes_of(told: Story, **options: int) -> pl.DataFrame:
-    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults, told.host_events)
-    found = zero_step_causes(steps, told.trace, **options)
+def causes_of(scenario: Story, **options: int) -> pl.DataFrame:
+    steps = zero_steps(
+        scenario.seamcalls, scenario.vm_entries, scenario.page_faults, scenario.host_events
+    )
+    found = zero_step_causes(steps, scenario.trace, **options)
     assert found.select("source", "first_seq", "form").equals(
         steps.select("source", "first_seq", "form")
     )
@@ -94,11 +96,11 @@ def test_each_cause(text: str, expected: tuple[str, float]) -> None:
 
 def test_a_probe_that_every_leaf_passes_shows_that_no_merge_was_tried() -> None:
     """``capture --seamcalls``: PROMOTE goes through __seamcall_ret, as BLOCK does."""
-    told = story("2/blockS0^1 " + 7 * FAULT + "enterB 2/trackS 2/unblockS0^1 enterC")
+    scenario = story("2/blockS0^1 " + 7 * FAULT + "enterB 2/trackS 2/unblockS0^1 enterC")
     for function, expected in (("track", "block_undone"), ("block", "block_churn")):
-        for row in told.calls:
+        for row in scenario.calls:
             row["probe"] = "seamcall" if row["leaf"] == LEAVES[function] else row["probe"]
-        assert causes_of(told)["cause"].to_list() == [expected]
+        assert causes_of(scenario)["cause"].to_list() == [expected]
 
 
 def test_an_invalidation_of_many_pages_is_a_memslot_change() -> None:
@@ -110,13 +112,13 @@ def test_an_invalidation_of_many_pages_is_a_memslot_change() -> None:
 
 
 def test_evidence_is_a_row_that_shows_the_cause() -> None:
-    told = story("2/blockS1 " + 7 * FAULT + "enterB 2/unblockS1 enterC")
-    row = causes_of(told).row(0, named=True)
-    shown = told.seamcalls.filter(pl.col("seq") == row["evidence_seq"])
+    scenario = story("2/blockS1 " + 7 * FAULT + "enterB 2/unblockS1 enterC")
+    row = causes_of(scenario).row(0, named=True)
+    shown = scenario.seamcalls.filter(pl.col("seq") == row["evidence_seq"])
     assert shown["leaf"].to_list() == [7]
-    told = story(7 * (FAULT + "out14 ") + REFUSED)
-    row = causes_of(told).row(0, named=True)
-    assert row["evidence_seq"] in told.host_events["seq"]
+    scenario = story(7 * (FAULT + "out14 ") + REFUSED)
+    row = causes_of(scenario).row(0, named=True)
+    assert row["evidence_seq"] in scenario.host_events["seq"]
     assert (row["n_faults"], row["n_pages"], row["n_memory_fault"]) == (7, 1, 7)
 
 
@@ -135,8 +137,8 @@ def test_an_unknown_cause_says_what_to_record(text: str, words: list[str]) -> No
 
 
 def test_episodes_of_kvms_own_events_have_causes_too() -> None:
-    told = story(7 * ">X ?1 out14 " + ">F >C")
-    found = causes_of(told)
+    scenario = story(7 * ">X ?1 out14 " + ">F >C")
+    found = causes_of(scenario)
     assert found.select("form", "cause").rows() == [("failed_vmentry", "memory_fault_ignored")]
 
 
@@ -146,9 +148,9 @@ def test_a_trace_without_episodes_has_no_causes() -> None:
 
 
 def test_a_table_of_another_kind_is_refused() -> None:
-    told = story(FAULT)
+    scenario = story(FAULT)
     with pytest.raises(TableError):
-        zero_step_causes(told.seamcalls, told.trace)
+        zero_step_causes(scenario.seamcalls, scenario.trace)
 
 
 WORDS = st.lists(
@@ -164,18 +166,18 @@ WORDS = st.lists(
 @given(WORDS, st.booleans())
 def test_every_fault_has_one_explanation(words: list[str], with_arguments: bool) -> None:
     kept = [w for i, w in enumerate(words) if w != "2/(1" or w not in words[:i]]
-    told = story(" ".join(kept))
+    scenario = story(" ".join(kept))
     if not with_arguments:
-        told.calls = without(told.seamcalls, "td_id", "gpa", "level").to_dicts()
-    causes_of(told)  # checks the table's rules
+        scenario.calls = without(scenario.seamcalls, "td_id", "gpa", "level").to_dicts()
+    causes_of(scenario)  # checks the table's rules
 
 
 # What each threshold would have made.
 
 
 def sweep(text: str) -> dict[int, tuple[int, int]]:
-    told = story(text)
-    found = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults)
+    scenario = story(text)
+    found = step_thresholds(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
     STEP_THRESHOLDS.check(found)
     return {row["threshold"]: (row["n_runs"], row["n_faults"]) for row in found.to_dicts()}
 
@@ -197,8 +199,10 @@ def test_progress_ends_a_run() -> None:
 
 
 def test_two_vcpus_are_two_runs() -> None:
-    told = story(5 * ("enterX 2/enterX "))
-    row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
+    scenario = story(5 * ("enterX 2/enterX "))
+    row = step_thresholds(scenario.seamcalls, scenario.vm_entries, scenario.page_faults).row(
+        0, named=True
+    )
     assert (row["n_runs"], row["n_vcpus"], row["max_run"]) == (2, 2, 5)
 
 
@@ -212,8 +216,10 @@ def test_runs_of_one_length_are_all_counted() -> None:
 
 
 def test_vcpus_do_not_affect_each_other() -> None:
-    told = story(3 * FAULT + "S1 " + "2/enterX 2/enterX 2/enterX 2/enterX 2/enterX")
-    row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
+    scenario = story(3 * FAULT + "S1 " + "2/enterX 2/enterX 2/enterX 2/enterX 2/enterX")
+    row = step_thresholds(scenario.seamcalls, scenario.vm_entries, scenario.page_faults).row(
+        0, named=True
+    )
     assert (row["n_runs"], row["n_faults"], row["n_vcpus"]) == (1, 1, 1)
 
 
@@ -228,10 +234,10 @@ words = st.sampled_from(
 def test_a_fault_has_the_same_explanation_alone_or_with_others(
     text: list[str], data: st.DataObject
 ) -> None:
-    told = story(" ".join(text))
-    every = number_faults(told.seamcalls, told.page_faults)
-    rounds = block_rounds(told.trace, every)
-    rest = (told.seamcalls, told.vm_entries, told.host_events, rounds)
+    scenario = story(" ".join(text))
+    every = number_faults(scenario.seamcalls, scenario.page_faults)
+    rounds = block_rounds(scenario.trace, every)
+    rest = (scenario.seamcalls, scenario.vm_entries, scenario.host_events, rounds)
     some = data.draw(st.lists(st.booleans(), min_size=every.height, max_size=every.height))
     whole = explain_faults(every, *rest).sort("tid", "nth")
     wanted = explain_faults(every.filter(pl.Series(some, dtype=pl.Boolean)), *rest)
@@ -294,10 +300,10 @@ def test_pages_are_matched_by_level(text: str, expected: str) -> None:
 
 
 def test_a_level_that_was_not_recorded_is_that_of_other_calls_on_the_address() -> None:
-    told = story("S512^1 2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1")
-    for row in told.calls[1:]:
+    scenario = story("S512^1 2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1")
+    for row in scenario.calls[1:]:
         row["level"] = None
-    assert causes_of(told)["cause"].to_list() == ["invalidation"]
+    assert causes_of(scenario)["cause"].to_list() == ["invalidation"]
 
 
 def test_memory_slots_of_large_pages_are_measured_in_pages() -> None:

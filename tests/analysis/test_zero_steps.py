@@ -15,8 +15,14 @@ from tdxtrace.tables.findings import ZERO_STEPS
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 
-def steps_of(told: Story) -> pl.DataFrame:
-    tables = (told.seamcalls, told.vm_entries, told.page_faults, told.host_events, told.losses)
+def steps_of(scenario: Story) -> pl.DataFrame:
+    tables = (
+        scenario.seamcalls,
+        scenario.vm_entries,
+        scenario.page_faults,
+        scenario.host_events,
+        scenario.losses,
+    )
     return ZERO_STEPS.check(zero_steps(*tables))
 
 
@@ -83,8 +89,10 @@ def test_a_busy_sept_of_an_entry_is_an_episode(text: str, expected: list[str]) -
     ],
 )
 def test_progress_of_the_vcpu_ends_an_episode(text: str, expected: list[str]) -> None:
-    told = [e.removeprefix("busy_sept (proof) ").removesuffix(", entered") for e in episodes(text)]
-    assert told == expected
+    result = [
+        e.removeprefix("busy_sept (proof) ").removesuffix(", entered") for e in episodes(text)
+    ]
+    assert result == expected
 
 
 @pytest.mark.parametrize(
@@ -118,8 +126,8 @@ def test_an_episode_says_how_it_ended(text: str, ended: str) -> None:
 def test_an_internal_error_is_no_zero_step(
     reason: int, errno: int | None, after: int, expected: int
 ) -> None:
-    told = story(7 * ">X " + ">F >X >X", {1: 40})
-    entry = told.vm_entries.row(after, named=True)
+    scenario = story(7 * ">X " + ">F >X >X", {1: 40})
+    entry = scenario.vm_entries.row(after, named=True)
     event = {
         **{"source": 0, "seq": 10**6, "ts_ns": entry["end_ns"] + 1, "cpu": 0, "tid": 1},
         **{"event": "kvm_userspace_exit", "reason": reason, "errno": errno, "n_lines": 1},
@@ -127,15 +135,15 @@ def test_an_internal_error_is_no_zero_step(
     schema = HOST_EVENTS.empty().schema
     events = pl.DataFrame([dict.fromkeys(schema) | event], schema=schema)
     resolve_elsewhere = events.with_columns(tid=pl.lit(2, pl.Int32))
-    tables = (told.seamcalls, told.vm_entries, told.page_faults)
+    tables = (scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
     assert zero_steps(*tables, events).filter(form="failed_vmentry").height == expected
     assert zero_steps(*tables, resolve_elsewhere).filter(form="failed_vmentry").height == 1
 
 
 def test_an_episode_has_its_vcpu_time_and_page() -> None:
-    told = story("enterX B7#3 enterX B8#3 enterB enterX enterB enterC", {1: 40})
-    episode = steps_of(told).row(0, named=True)
-    calls = told.calls
+    scenario = story("enterX B7#3 enterX B8#3 enterB enterX enterB enterC", {1: 40})
+    episode = steps_of(scenario).row(0, named=True)
+    calls = scenario.calls
     assert episode == {
         "source": 0,
         "first_seq": calls[4]["seq"],
@@ -301,27 +309,27 @@ def test_a_track_in_flight_explains_a_failed_entry(text: str, n: int) -> None:
     [({1: 10, 2: 10}, 0), ({1: 10, 2: 11}, 1), ({1: 10}, 0), ({2: 11}, 0), ({}, 0)],
 )
 def test_a_track_of_another_vm_explains_nothing(processes: dict[int, int], n: int) -> None:
-    told = story(ARMED + "2/track( >F 2/)S >C", processes)
-    assert steps_of(told)["n_refused"].sum() == n
+    scenario = story(ARMED + "2/track( >F 2/)S >C", processes)
+    assert steps_of(scenario)["n_refused"].sum() == n
 
 
 def test_a_track_of_another_source_explains_nothing() -> None:
-    told = story(ARMED + "2/track( >F 2/)S >C")
-    resolve_elsewhere = told.seamcalls.with_columns(source=pl.lit(1, pl.UInt16))
-    assert zero_steps(resolve_elsewhere, told.vm_entries, told.page_faults).height == 1
+    scenario = story(ARMED + "2/track( >F 2/)S >C")
+    resolve_elsewhere = scenario.seamcalls.with_columns(source=pl.lit(1, pl.UInt16))
+    assert zero_steps(resolve_elsewhere, scenario.vm_entries, scenario.page_faults).height == 1
 
 
 def test_a_vcpu_whose_entries_were_probed_is_not_counted_twice() -> None:
-    told = story(ARMED + "enterB >F enterC >C 2/>C " + ARMED.replace(">", "2/>") + "2/>F 2/>C")
-    forms = steps_of(told).select("tid", "form").rows()
+    scenario = story(ARMED + "enterB >F enterC >C 2/>C " + ARMED.replace(">", "2/>") + "2/>F 2/>C")
+    forms = steps_of(scenario).select("tid", "form").rows()
     assert forms == [(1, "busy_sept"), (2, "failed_vmentry")]
 
 
 def test_a_stock_episode_names_the_vcpu_and_the_last_page() -> None:
-    told = story(ARMED + ">X ?9 >F _ >F >C")
-    episode = steps_of(told).row(0, named=True)
+    scenario = story(ARMED + ">X ?9 >F _ >F >C")
+    episode = steps_of(scenario).row(0, named=True)
     assert (episode["vcpu_id"], episode["gpa"]) == (1, 0x9000)
-    refused = [row for row in told.entries if row["exit_reason"] == 0xFFFF_FFFF]
+    refused = [row for row in scenario.entries if row["exit_reason"] == 0xFFFF_FFFF]
     assert (episode["first_seq"], episode["last_seq"]) == tuple(r["seq"] for r in refused)
     assert (episode["start_ns"], episode["end_ns"]) == tuple(r["end_ns"] for r in refused)
 
@@ -350,8 +358,8 @@ def test_exits_without_executed_instructions_are_weak_evidence(
 
 
 def test_weak_signs_do_not_hide_strong_ones() -> None:
-    told = episodes(ARMED + ">Wf ?1 >F >C")
-    assert told == [
+    result = episodes(ARMED + ">Wf ?1 >F >C")
+    assert result == [
         "emulated_ept_violation (weak) 1 after 8, entered",
         "failed_vmentry (strong) 1 after 8, entered",
     ]
@@ -376,45 +384,47 @@ stories = st.lists(st.one_of(calls, installs, entries, faults, tracks), max_size
 @few
 @given(stories)
 def test_every_busy_sept_is_in_one_episode(text: str) -> None:
-    told = story(text)
-    n = told.seamcalls.filter(pl.col("leaf") == 0, pl.col("status") == 0x8000_0200_0000_0092)
-    proof = steps_of(told).filter(pl.col("strength") == "proof")
+    scenario = story(text)
+    n = scenario.seamcalls.filter(pl.col("leaf") == 0, pl.col("status") == 0x8000_0200_0000_0092)
+    proof = steps_of(scenario).filter(pl.col("strength") == "proof")
     assert proof["n_refused"].sum() == n.height
-    failed = told.vm_entries.filter(pl.col("exit_reason") == 0xFFFF_FFFF)
-    stock = steps_of(told).filter(pl.col("form") == "failed_vmentry")
+    failed = scenario.vm_entries.filter(pl.col("exit_reason") == 0xFFFF_FFFF)
+    stock = steps_of(scenario).filter(pl.col("form") == "failed_vmentry")
     assert stock["n_refused"].sum() <= failed.height
 
 
 @few
 @given(stories, st.integers(0, 99))
 def test_the_order_of_rows_does_not_matter(text: str, seed: int) -> None:
-    told = story(text)
-    tables = (told.seamcalls, told.vm_entries, told.page_faults)
+    scenario = story(text)
+    tables = (scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
     shuffled = zero_steps(*(t.sample(fraction=1, shuffle=True, seed=seed) for t in tables))
-    assert shuffled.equals(steps_of(told))
+    assert shuffled.equals(steps_of(scenario))
 
 
 @few
 @given(stories, st.integers(-(10**8), 10**15))
 def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
-    told = story(text)
+    scenario = story(text)
     moved = pl.col("start_ns", "end_ns") + shift
-    faults = told.page_faults.with_columns(pl.col("ts_ns") + shift)
+    faults = scenario.page_faults.with_columns(pl.col("ts_ns") + shift)
     later = zero_steps(
-        told.seamcalls.with_columns(moved), told.vm_entries.with_columns(moved), faults
+        scenario.seamcalls.with_columns(moved), scenario.vm_entries.with_columns(moved), faults
     )
-    assert later.equals(steps_of(told).with_columns(moved))
+    assert later.equals(steps_of(scenario).with_columns(moved))
 
 
 @few
 @given(stories)
 def test_another_vcpu_changes_nothing(text: str) -> None:
-    told = story(text)
+    scenario = story(text)
     mine = pl.col("tid").is_in([1, 3, 5])
     alone = zero_steps(
-        told.seamcalls.filter(mine), told.vm_entries.filter(mine), told.page_faults.filter(mine)
+        scenario.seamcalls.filter(mine),
+        scenario.vm_entries.filter(mine),
+        scenario.page_faults.filter(mine),
     )
-    assert alone.equals(steps_of(told).filter(mine))
+    assert alone.equals(steps_of(scenario).filter(mine))
 
 
 def test_empty_input_gives_an_empty_table() -> None:
@@ -424,14 +434,14 @@ def test_empty_input_gives_an_empty_table() -> None:
 
 
 def test_columns_that_are_missing_are_named() -> None:
-    told = story("enterB")
+    scenario = story("enterB")
     with pytest.raises(TableError, match="vm_entries"):
-        zero_steps(told.seamcalls, told.vm_entries.drop("tid"), told.page_faults)
+        zero_steps(scenario.seamcalls, scenario.vm_entries.drop("tid"), scenario.page_faults)
 
 
 def test_a_capture_without_arguments_still_shows_the_episode() -> None:
-    told = story(6 * FAULT + "enterB enterC")
-    calls = without(told.seamcalls, "td_id", "vp_id", "gpa", "tgid")
-    episode = zero_steps(calls, told.vm_entries, told.page_faults).row(0, named=True)
+    scenario = story(6 * FAULT + "enterB enterC")
+    calls = without(scenario.seamcalls, "td_id", "vp_id", "gpa", "tgid")
+    episode = zero_steps(calls, scenario.vm_entries, scenario.page_faults).row(0, named=True)
     assert (episode["n_refused"], episode["n_faults_before"]) == (1, 6)
     assert (episode["gpa"], episode["vp_id"], episode["td_id"]) == (None, None, None)

@@ -46,8 +46,8 @@ def main() -> None:
                 except AssertionError as error:
                     ends[name, "BROKEN"] += 1
                     print(f"{name}, {number.name} after {after_s:.3f} s: {error}", flush=True)
-            told = ", ".join(f"{n} {end}" for (of, end), n in sorted(ends.items()) if of == name)
-            print(f"{name}: {told}", flush=True)
+            result = ", ".join(f"{n} {end}" for (of, end), n in sorted(ends.items()) if of == name)
+            print(f"{name}: {result}", flush=True)
     print(f"{sum(ends.values())} ended")
     sys.exit(int(any(end == "BROKEN" for _, end in ends)))
 

@@ -56,19 +56,19 @@ def main() -> None:
     wanted = parser.parse_args()
     print(f"{'pilot':<28}{'asked':>8}{'needed':>9}{'counted':>9}")
     for cell in cells():
-        told: list[int] = []
+        result: list[int] = []
         counted = 0
         for seed in range(wanted.seed, wanted.seed + wanted.traces):
             basis, needed = basis_and_needed(cell, np.random.default_rng(seed))
             if basis in ("observed", "nothing_busy") or needed is None:
                 continue
-            told.append(needed)
+            result.append(needed)
             anew = replace(cell, n=needed)
             found, _ = basis_and_needed(anew, np.random.default_rng(10_000 + seed))
             counted += found in ("observed", "nothing_busy")
-        many = f"{median(told):,.0f}" if told else "-"
-        of_them = f"{100 * counted / len(told):.0f} %" if told else "-"
-        print(f"{cell.name:<28}{len(told):>8}{many:>9}{of_them:>9}", flush=True)
+        many = f"{median(result):,.0f}" if result else "-"
+        of_them = f"{100 * counted / len(result):.0f} %" if result else "-"
+        print(f"{cell.name:<28}{len(result):>8}{many:>9}{of_them:>9}", flush=True)
 
 
 if __name__ == "__main__":

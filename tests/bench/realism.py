@@ -116,12 +116,12 @@ def how_often() -> None:
         for call in run.journal.calls:
             counts[call.leaf][0] += 1
             counts[call.leaf][1] += is_busy(call.status)
-        told = ", ".join(
+        result = ", ".join(
             f"{leaf.removeprefix('TDH.MEM.')} {busy}/{n}"
             for leaf, (n, busy) in sorted(counts.items())
             if leaf.endswith(("TRACK", "BLOCK", "REMOVE", "AUG"))
         )
-        print(f"{name:20} busy: {told}; armed: {len(run.journal.episodes)}")
+        print(f"{name:20} busy: {result}; armed: {len(run.journal.episodes)}")
 
 
 def _spread(values: list[float]) -> str:

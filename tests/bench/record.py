@@ -75,13 +75,13 @@ def run(found: Tracing, folder: Path, command: list[str], bench: Path | None) ->
             left.rmdir()
         for line in lines:
             append(found.path, f"-:{line.split()[0].partition(':')[2]}")
-    told = json.loads(paths[0].with_name("ours.dat.capture.json").read_text())
+    result = json.loads(paths[0].with_name("ours.dat.capture.json").read_text())
     n = 2 * int(done.stdout)
     what = "uprobe" if bench else "syscall"
     print(f"{n / float(command[-1]):,.0f} {what} events/s for {command[-1]} s, {n:,} in all")
     ours_mb, theirs_mb = (path.stat().st_size / 1e6 for path in paths)
     print(
-        f"  tdxtrace: {told['read_events']:,} read, {told['lost_events']:,} lost, {costs[0]}, "
+        f"  tdxtrace: {result['read_events']:,} read, {result['lost_events']:,} lost, {costs[0]}, "
         f"{ours_mb:.0f} MB"
     )
     print(f"  trace-cmd: {lost_by_theirs(paths[1]):,} lost, {costs[1]}, {theirs_mb:.0f} MB")

@@ -116,8 +116,8 @@ def large(n_calls: int) -> Trace:
         first_ns=0,
         last_ns=n_rounds * length,
     )
-    told = dataclasses.replace(traces[0].provenance, sources=(source,))
-    return Trace(**tables, provenance=told)
+    result = dataclasses.replace(traces[0].provenance, sources=(source,))
+    return Trace(**tables, provenance=result)
 
 
 class Clock:

@@ -103,12 +103,12 @@ def run(command: list[str]) -> Run:
 
 def middle(runs: list[Run]) -> Run:
     """The median of each figure; what was said is the time inside reading."""
-    told = [float(made.said.split()[0]) for made in runs if made.said]
+    result = [float(made.said.split()[0]) for made in runs if made.said]
     return Run(
         median(made.seconds for made in runs),
         median(made.cpu_s for made in runs),
         median(made.peak_mib for made in runs),
-        str(median(told)) if told else "",
+        str(median(result)) if result else "",
     )
 
 

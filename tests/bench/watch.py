@@ -75,21 +75,21 @@ def main() -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    began, shown, told = time.monotonic(), 0.0, {}
+    began, shown, result = time.monotonic(), 0.0, {}
     writer = threading.Thread(target=pour, args=(source, process.stdin, rate, seconds))
     writer.start()
     for line in process.stdout:
-        told = json.loads(line)
+        result = json.loads(line)
         now = time.monotonic() - began
         if now - shown >= seconds / 20:
             shown = now
-            print(f"{now:6.0f} s {told['events']:>12,} events {usage(process.pid)}", flush=True)
+            print(f"{now:6.0f} s {result['events']:>12,} events {usage(process.pid)}", flush=True)
     _, _, used = os.wait4(process.pid, 0)
     process.returncode = 0
     cpu = used.ru_utime + used.ru_stime
     print(
-        f"{told['events']:,} events in {time.monotonic() - began:.0f} s: {cpu:.1f} s of CPU, "
-        f"{told['events'] / cpu:,.0f} events per second of CPU, {told['lost']} lost, "
+        f"{result['events']:,} events in {time.monotonic() - began:.0f} s: {cpu:.1f} s of CPU, "
+        f"{result['events'] / cpu:,.0f} events per second of CPU, {result['lost']} lost, "
         f"peak {used.ru_maxrss / 1024:.0f} MB"
     )
 

@@ -211,8 +211,8 @@ def test_the_program_says_it_in_80_columns_and_as_json() -> None:
     """On this machine, whatever it has."""
     done = answered("capture", "doctor", columns=80)
     assert max(map(len, done.lines)) <= 80
-    told = json.loads(answered("capture", "doctor", "--json").text)
-    assert told["can"] in ("full", "stock", "program", "nothing")
-    names = [check["name"] for check in told["checks"]]
+    result = json.loads(answered("capture", "doctor", "--json").text)
+    assert result["can"] in ("full", "stock", "program", "nothing")
+    names = [check["name"] for check in result["checks"]]
     assert len(names) == len(set(names))
     assert all(name.replace("_", " ") in done.text for name in names)

@@ -43,7 +43,7 @@ def recorded(path: Path) -> Counts:
     return found
 
 
-def told(path: Path) -> Counts:
+def read_counts(path: Path) -> Counts:
     found: Counts = Counter()
     for (_, leaf), requests in truth(path).items():
         for _, n, _, outcomes, _ in requests:
@@ -78,7 +78,7 @@ def test_counts_are_those_of_a_recording_of_the_same_run(
     assert done.returncode == 0, done.stderr
     histogram = read_histogram(counts)
     assert (histogram.cannot, histogram.n_not_kept, histogram.is_whole) == ({}, 0, True)
-    assert counted(counts) == told(csv)
+    assert counted(counts) == read_counts(csv)
     assert counted(counts) == recorded(trace)
 
 
@@ -89,7 +89,7 @@ def test_the_command_counts_and_the_others_answer(bench: Path, tmp_path: Path) -
     run = [*program(*words), str(bench), str(csv), "4", "2", "30", "5"]
     done = subprocess.run(run, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert counted(counts) == told(csv)
+    assert counted(counts) == read_counts(csv)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.json", "truth.csv"]
     assert "exists" in refused(1, *words, "true")
     text = answered("analyze", "log", counts).text

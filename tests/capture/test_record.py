@@ -41,8 +41,8 @@ def test_every_form_has_the_chains_that_were_made(
     (source,) = tdxtrace.read_trace(output).provenance.sources
     assert source.clock == "mono"
     assert source.kernel == Path("/proc/version").read_text().split()[2]
-    told = output / "capture.json" if name == "pages" else tmp_path / f"{name}.capture.json"
-    facts = json.loads(told.read_text())
+    result = output / "capture.json" if name == "pages" else tmp_path / f"{name}.capture.json"
+    facts = json.loads(result.read_text())
     assert facts["level_base"] == 0
     assert facts["lost_events"] == 0
     assert len(facts["probes"]) == 12
@@ -92,8 +92,8 @@ def test_a_full_buffer_is_reported_during_the_recording(
         recorder.send_signal(signal.SIGCONT)
     said = recorder.communicate(timeout=PATIENCE_S)[1]
     assert recorder.returncode == 0, said
-    told = [line for line in said.splitlines() if "its buffer of 64 KiB is full" in line]
-    assert told, said
+    result = [line for line in said.splitlines() if "its buffer of 64 KiB is full" in line]
+    assert result, said
     summary = said.splitlines()[-1]
     facts = json.loads((tmp_path / "pages" / "capture.json").read_text())
     assert f"{facts['lost_events']:,} lost" in summary

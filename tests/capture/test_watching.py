@@ -30,10 +30,10 @@ def test_it_counts_what_was_done(seed: str, tracing: Tracing, bench: Path, tmp_p
         process.stdout.readline()
         subprocess.run([str(bench), str(csv), "4", "2", "100", seed], check=True)
         process.send_signal(signal.SIGINT)
-        told = json.loads(process.stdout.read().splitlines()[-1])
+        result = json.loads(process.stdout.read().splitlines()[-1])
         assert process.wait(PATIENCE_S) == 0
-    assert told["lost"] == 0
-    assert told["given_up"] == 0
+    assert result["lost"] == 0
+    assert result["given_up"] == 0
     wanted: dict[str, list[int]] = {}
     for (_, leaf), requests in truth(csv).items():
         one = wanted.setdefault(NAMES[leaf], [0, 0, 0, 0])
@@ -42,15 +42,15 @@ def test_it_counts_what_was_done(seed: str, tracing: Tracing, bench: Path, tmp_p
         one[2] += sum(request[2] for request in requests)
         one[3] = max(one[3], *(request[1] for request in requests))
     flying = sum(one[0] for one in wanted.values()) - sum(
-        one["requests"] for one in told["leaves"].values()
+        one["requests"] for one in result["leaves"].values()
     )
     # Those whose thread ended with a busy answer are in flight for ever.
-    assert flying == told["in_flight"]
+    assert flying == result["in_flight"]
     for name, (_, calls, busy, most) in wanted.items():
-        one = told["leaves"][name]
+        one = result["leaves"][name]
         assert (one["seamcalls"], one["busy"]) == (calls, busy), name
         assert one["max_attempts"] <= most
-    assert set(told["leaves"]) == {NAMES[leaf] for leaf in LEAVES.values()}
+    assert set(result["leaves"]) == {NAMES[leaf] for leaf in LEAVES.values()}
 
 
 def test_a_threshold_ends_it_and_removes_the_instance(tracing: Tracing, bench: Path) -> None:

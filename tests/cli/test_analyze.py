@@ -203,34 +203,34 @@ TABLES = {table.name: table for table in FINDING_TABLES}
 
 
 def test_json_holds_the_findings() -> None:
-    told = json.loads(answered("analyze", "log", CONTENDED, "--json").stdout)
+    result = json.loads(answered("analyze", "log", CONTENDED, "--json").stdout)
     tables = found(CONTENDED)
-    assert told["schema_version"] == SCHEMA_VERSION
-    assert told["n_seamcalls"] == 2011
-    assert told["n_requests"] == tables["retry_chains"].height
-    assert told["retried_seamcalls"] == 129
-    assert told["vm_stats"] == tables["vm_stats"].to_dicts()
-    assert told["vcpu_stats"] == tables["vcpu_stats"].to_dicts()
-    assert told["zero_steps"] == tables["zero_steps"].to_dicts()
-    assert told["losses"] == tables["losses"].to_dicts()
-    assert [row["leaf_name"] for row in told["leaf_stats"]][:2] == [
+    assert result["schema_version"] == SCHEMA_VERSION
+    assert result["n_seamcalls"] == 2011
+    assert result["n_requests"] == tables["retry_chains"].height
+    assert result["retried_seamcalls"] == 129
+    assert result["vm_stats"] == tables["vm_stats"].to_dicts()
+    assert result["vcpu_stats"] == tables["vcpu_stats"].to_dicts()
+    assert result["zero_steps"] == tables["zero_steps"].to_dicts()
+    assert result["losses"] == tables["losses"].to_dicts()
+    assert [row["leaf_name"] for row in result["leaf_stats"]][:2] == [
         *("TDH.MEM.PAGE.AUG", "TDH.VP.ENTER"),
     ]
-    assert told["provenance"]["sources"][0]["n_lines"] == 4034
-    assert told["worst_chains"][0]["n_attempts"] == 64
+    assert result["provenance"]["sources"][0]["n_lines"] == 4034
+    assert result["worst_chains"][0]["n_attempts"] == 64
 
 
 @pytest.mark.parametrize("path", SAMPLE_FILES, ids=lambda path: path.name)
 def test_rows_of_json_keep_their_contract(path: Path) -> None:
-    told = json.loads(answered("analyze", "log", path, "--json").stdout)
+    result = json.loads(answered("analyze", "log", path, "--json").stdout)
     for key, name in (
         *((name, name) for name in ("leaf_stats", "vm_stats", "vcpu_stats", "zero_steps")),
         ("worst_chains", "retry_chains"),
     ):
-        rows = [{k: v for k, v in row.items() if k != "leaf_name"} for row in told[key]]
+        rows = [{k: v for k, v in row.items() if k != "leaf_name"} for row in result[key]]
         assert breaches(TABLES[name], rows) == []
-    assert breaches(LOSSES, told["losses"]) == []
-    assert told["worst_chains"]
+    assert breaches(LOSSES, result["losses"]) == []
+    assert result["worst_chains"]
 
 
 def test_json_is_ascii_and_whole_numbers_stay_whole(steps: Path) -> None:
@@ -289,22 +289,22 @@ def test_nothing_found_is_empty_files_of_the_right_columns(tmp_path: Path, trace
 
 
 def summary(*words: str | Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(answered("analyze", "log", *words, "--json").stdout)
-    return told
+    result: dict[str, Any] = json.loads(answered("analyze", "log", *words, "--json").stdout)
+    return result
 
 
 @pytest.mark.parametrize("vm", ["0x7d001", "7d001", str(0x7D001)])
 def test_a_vm_can_be_chosen(trace: Path, vm: str) -> None:
-    told = summary(trace, "--vm", vm)
-    assert [row["td_id"] for row in told["vm_stats"]] == [0x7D001]
-    assert [row["tid"] for row in told["vcpu_stats"]] == [7]
-    assert told["options"] == {"vms": [vm]}
+    result = summary(trace, "--vm", vm)
+    assert [row["td_id"] for row in result["vm_stats"]] == [0x7D001]
+    assert [row["tid"] for row in result["vcpu_stats"]] == [7]
+    assert result["options"] == {"vms": [vm]}
     assert summary(trace, "--vm", "0x7d001", "--vm", "0x7d002")["n_requests"] == 5
 
 
 def test_a_leaf_can_be_chosen(trace: Path) -> None:
-    told = summary(trace, "--leaf", "tdh_mem_page_aug")
-    assert [row["leaf_name"] for row in told["leaf_stats"]] == ["TDH.MEM.PAGE.AUG"]
+    result = summary(trace, "--leaf", "tdh_mem_page_aug")
+    assert [row["leaf_name"] for row in result["leaf_stats"]] == ["TDH.MEM.PAGE.AUG"]
     assert summary(trace, "--leaf", "0", "--leaf", "page.aug")["n_requests"] == 5
 
 
@@ -417,8 +417,8 @@ def test_odd_names_can_be_mapped(tmp_path: Path) -> None:
     )
     assert "--map" in refused(1, "analyze", path)
     mapped = ["p_0x4240=tdh_mem_page_remove", "r_0x4240=tdh_mem_page_remove"]
-    told = summary(path, "--map", mapped[0], "--map", mapped[1])
-    assert told["leaf_stats"][0]["leaf_name"] == "TDH.MEM.PAGE.REMOVE"
+    result = summary(path, "--map", mapped[0], "--map", mapped[1])
+    assert result["leaf_stats"][0]["leaf_name"] == "TDH.MEM.PAGE.REMOVE"
 
 
 def test_the_level_base_can_be_given(tmp_path: Path) -> None:

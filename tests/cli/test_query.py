@@ -21,8 +21,8 @@ def test_an_answer_can_be_had_in_four_forms(chains: Path) -> None:
     assert rows["n"].sum() == read_trace(chains).seamcalls.height
     csv = answered("query", chains, COUNT, "--format", "csv").stdout
     assert pl.read_csv(io.BytesIO(csv)).rows() == rows.rows()
-    told = json.loads(answered("query", chains, COUNT, "--format", "json").text)
-    assert [tuple(row.values()) for row in told] == rows.rows()
+    result = json.loads(answered("query", chains, COUNT, "--format", "json").text)
+    assert [tuple(row.values()) for row in result] == rows.rows()
     first = answered("query", chains, COUNT).lines[1].split()
     assert first[-1] == str(rows["n"][0])
     assert first[0].startswith("TDH.")

@@ -68,8 +68,8 @@ def answers(*words: str | Path) -> list[str]:
     problems = [
         line for line in lines if re.match(r"  (BUG \(host kernel\)|HOSTILE \(host\)) ", line)
     ]
-    told = re.match(r"(\d+) problem", lines[0])
-    assert len(problems) == min(int(told[1]) if told else 0, 3)
+    result = re.match(r"(\d+) problem", lines[0])
+    assert len(problems) == min(int(result[1]) if result else 0, 3)
     assert sum(line.startswith("limit: ") for line in lines) == 1
     assert sum(line.startswith(("No lost events reported", "LOST")) for line in lines) == 1
     # What next: the command that looks closer at a problem, else one at the end.

@@ -237,8 +237,8 @@ def test_raw_words_are_shown_in_hex_and_names_by_name(chains: Path) -> None:
     assert "OPERAND_BUSY SEPT tree" in text
     assert "0x100000000" in text
     kvm = line("1.000001", "kvm_exit: vcpu 0 reason 0xffff FAILED_VMENTRY 0x7fff0000 rip 0x0")
-    told = answered("events", "-", "--table", "vm_entries", stdin=kvm.encode()).text
-    assert "FAILED_VMENTRY (-1)" in told
+    result = answered("events", "-", "--table", "vm_entries", stdin=kvm.encode()).text
+    assert "FAILED_VMENTRY (-1)" in result
 
 
 def test_event_tables_can_be_chosen_as_the_catalog_has_them() -> None:

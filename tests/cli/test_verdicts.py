@@ -47,8 +47,8 @@ def test_a_log_beside_a_trace(trace: Path, log: Path) -> None:
     text = answered("analyze", trace, "--dmesg", log).text
     assert "kernel log: 1 seamcall_failed" in text
     assert "TDH." in text
-    told = json.loads(answered("analyze", trace, "--dmesg", log, "--json").stdout)
-    assert any("compared by time" in note for note in told["provenance"]["notes"])
+    result = json.loads(answered("analyze", trace, "--dmesg", log, "--json").stdout)
+    assert any("compared by time" in note for note in result["provenance"]["notes"])
 
 
 def test_plus_seconds_count_from_the_traces_start(trace: Path, tmp_path: Path) -> None:

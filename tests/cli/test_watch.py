@@ -32,9 +32,9 @@ def _compiled() -> None:
 def test_lines_of_json_end_with_all_of_it() -> None:
     done = watch("--jsonl", "--fail-on", "max-attempts>100000")
     assert (done.returncode, done.stderr) == (0, b"")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert told[-1]["events"] == 2000
-    assert told[-1]["leaves"]["TDH.MEM.PAGE.AUG"]["busy"] > 0
+    result = [json.loads(line) for line in done.stdout.splitlines()]
+    assert result[-1]["events"] == 2000
+    assert result[-1]["leaves"]["TDH.MEM.PAGE.AUG"]["busy"] > 0
 
 
 def test_a_table_of_80_columns_shows_a_name_that_moves_the_cursor_harmlessly() -> None:
@@ -97,9 +97,9 @@ def test_prometheus_is_answered() -> None:
         assert process.stdout is not None
         process.stdin.write(HEAD)
         process.stdin.flush()
-        told = {"events": 0}
-        while told["events"] < 2000:
-            told = json.loads(process.stdout.readline())
+        result = {"events": 0}
+        while result["events"] < 2000:
+            result = json.loads(process.stdout.readline())
         with urllib.request.urlopen(f"http://{where}/metrics") as answer:
             families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
         for host in (
@@ -119,7 +119,7 @@ def test_prometheus_is_answered() -> None:
     (events,) = families["tdxtrace_events"].samples
     assert events.value == 2000
     busy = sum(sample.value for sample in families["tdxtrace_busy"].samples)
-    assert busy == sum(one["n"] for one in told["busy"])  # type: ignore[attr-defined]
+    assert busy == sum(one["n"] for one in result["busy"])  # type: ignore[attr-defined]
     assert "tdxtrace_attempts" in families
 
 
@@ -159,12 +159,12 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 def test_a_histogram_is_watched_and_exported() -> None:
     """Its counts are the totals, and the buckets hold whole cells: 65 to 127 lie below 128."""
     counts = {"@requests": {"7,6,0,1": 90, "7,6,0,3": 8, "7,6,0,65": 2}, "@done": {"7,6": 100}}
-    told = [
+    result = [
         {"type": "printf", "data": "tdxtrace histogram 1 6.18.2 1000000000\n"},
         {"type": "printf", "data": "at 2000000000\n"},
         {"type": "map", "data": counts | {"@status": {"7,6,0,0": 100, "7,6,2147484160,146": 146}}},
     ]
-    data = "".join(json.dumps(line) + "\n" for line in told).encode()
+    data = "".join(json.dumps(line) + "\n" for line in result).encode()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

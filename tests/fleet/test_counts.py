@@ -24,7 +24,7 @@ _WORDS = (
 )
 
 
-def told(words: list[int]) -> Story:
+def scenario_of(words: list[int]) -> Story:
     return story(" ".join(_WORDS[word].format(p=page) for page, word in enumerate(words, 1)))
 
 
@@ -62,7 +62,7 @@ inputs = st.lists(
 def test_counts_of_inputs_add_in_any_order_and_tree(
     words: list[list[int]], chance: st.DataObject
 ) -> None:
-    stories = list(map(told, words))
+    stories = list(map(scenario_of, words))
     parts = [counted(one, number) for number, one in enumerate(stories)]
     while len(parts) > 1:
         chance.shuffle(parts)  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def test_counts_of_inputs_add_in_any_order_and_tree(
 @settings(max_examples=8)
 @given(inputs)
 def test_an_input_is_left_out_by_subtraction(words: list[list[int]]) -> None:
-    stories = list(map(told, words))
+    stories = list(map(scenario_of, words))
     parts = [counted(one, number) for number, one in enumerate(stories)]
     whole = reduce(plus, parts)
     rest = curves_of(subtracted(whole, parts[-1]))

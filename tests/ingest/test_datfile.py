@@ -276,8 +276,8 @@ def test_pages_are_found_without_the_list_of_cpus(compression: str, tmp_path: Pa
     trace = _read(tmp_path, cut)
     assert trace.seamcalls.drop("cpu", "start_cpu").equals(whole.seamcalls.drop("cpu", "start_cpu"))
     assert trace.seamcalls["cpu"].null_count() == 2
-    told = f"{LISTLESS}; the CPUs of its pages are unknown"
-    assert told in trace.losses.filter(pl.col("kind") == "truncated")["detail"].to_list()
+    result = f"{LISTLESS}; the CPUs of its pages are unknown"
+    assert result in trace.losses.filter(pl.col("kind") == "truncated")["detail"].to_list()
 
 
 @pytest.mark.parametrize("n_cpus", [1, 2, 3])
@@ -304,8 +304,8 @@ def test_cpus_are_named_only_if_all_were_found(n_cpus: int, tmp_path: Path) -> N
         return
     trace = _read(tmp_path, data)
     assert trace.seamcalls["cpu"].to_list() == ([1, 0] if n_cpus == 2 else [None, None])
-    told = [d for d in trace.losses["detail"].to_list() if d.startswith(LISTLESS)]
-    assert ["which CPUs" in d for d in told] == [n_cpus == 3]
+    result = [d for d in trace.losses["detail"].to_list() if d.startswith(LISTLESS)]
+    assert ["which CPUs" in d for d in result] == [n_cpus == 3]
 
 
 def test_a_recorder_that_died_leaves_pages_of_no_length(tmp_path: Path) -> None:

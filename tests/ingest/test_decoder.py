@@ -58,7 +58,7 @@ REGISTERS = {
 
 
 @dataclass(frozen=True)
-class Told:
+class DrawnEvent:
     """One event."""
 
     name: str
@@ -71,7 +71,7 @@ class Told:
 
 
 def batch_of(
-    events: Sequence[Told], first: int = 1, layouts: FieldLayouts | None = None
+    events: Sequence[DrawnEvent], first: int = 1, layouts: FieldLayouts | None = None
 ) -> RecordBatch:
     """Put events into columns; the words are padded, and not in the order of the events."""
     layouts = FieldLayouts() if layouts is None else layouts
@@ -108,7 +108,7 @@ class Decoded:
         return {name: rows.sort(rows.columns[:2]) for name, rows in self.tables.items()}
 
 
-def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> Decoded:
+def decoded(parts: Sequence[Sequence[DrawnEvent]], run: Runner[Any] = interpreted) -> Decoded:
     """Decode batches of events."""
     sink, stats, layouts = MemorySink(), SourceStats(), FieldLayouts()
     target = SourceSink(sink, LevelBaseDetector(), LossDetector(run))
@@ -124,7 +124,7 @@ def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> 
     return Decoded(sink.result(), {key: entry.n_lines for key, entry in stats.entries.items()})
 
 
-def calls_of(*events: Told) -> list[dict[str, Any]]:
+def calls_of(*events: DrawnEvent) -> list[dict[str, Any]]:
     """The ``seamcalls`` rows of events, without what is null."""
     rows = decoded([events], referee).tables["seamcalls"].to_dicts()
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
@@ -133,16 +133,16 @@ def calls_of(*events: Told) -> list[dict[str, Any]]:
 # One row, as a plain reading of the rules says.
 
 
-def expected_row(entry: Told | None, back: Told | None) -> dict[str, Any] | None:
+def expected_row(entry: DrawnEvent | None, back: DrawnEvent | None) -> dict[str, Any] | None:
     """What a call must be; None where it names no leaf, or is P-SEAMLDR's."""
-    ends = [told for told in (entry, back) if told is not None]
-    told = {**(back.slots if back else {}), **(entry.slots if entry else {})}
+    ends = [event for event in (entry, back) if event is not None]
+    slots = {**(back.slots if back else {}), **(entry.slots if entry else {})}
     event = EVENTS[NUMBER[ends[-1].name]]
     leaf, version = event.leaf, None
-    if "fn" in told:
-        leaf, version = told["fn"] & 0xFFFF, told["fn"] >> 16 & 0xFF
-    leaf, version = told.get("leaf", leaf), told.get("version", version)
-    if leaf is None or told.get("fn", 0) >> 63:
+    if "fn" in slots:
+        leaf, version = slots["fn"] & 0xFFFF, slots["fn"] >> 16 & 0xFF
+    leaf, version = slots.get("leaf", leaf), slots.get("version", version)
+    if leaf is None or slots.get("fn", 0) >> 63:
         return None
     row: dict[str, Any] = {
         "source": 3,
@@ -151,11 +151,11 @@ def expected_row(entry: Told | None, back: Told | None) -> dict[str, Any] | None
         "probe": event.probe,
         "n_lines": len(ends),
     }
-    row |= expected_operands(told, leaf, ends[0].slots) | expected_place(ends[0], ends[-1])
+    row |= expected_operands(slots, leaf, ends[0].slots) | expected_place(ends[0], ends[-1])
     answer = back.slots if back else {}
     row["status"] = answer.get("status")
-    row["ext_err1"] = told.get("ext_err1", answer.get("out_rcx"))
-    row["ext_err2"] = told.get("ext_err2", answer.get("out_rdx"))
+    row["ext_err1"] = slots.get("ext_err1", answer.get("out_rcx"))
+    row["ext_err2"] = slots.get("ext_err2", answer.get("out_rdx"))
     is_forward = entry and (not back or entry.ts_ns <= back.ts_ns)
     row["start_ns"] = entry.ts_ns if entry and is_forward else None
     if back and "duration_ns" in answer:
@@ -168,7 +168,7 @@ def expected_row(entry: Told | None, back: Told | None) -> dict[str, Any] | None
     }
 
 
-def expected_operands(told: dict[str, int], leaf: int, first: dict[str, int]) -> dict[str, Any]:
+def expected_operands(slots: dict[str, int], leaf: int, first: dict[str, int]) -> dict[str, Any]:
     """What a call works on: as named, as a page number, or as the registers at entry hold it."""
     row: dict[str, Any] = dict.fromkeys(("td_id", "vp_id", "gpa", "level", *PAGES))
     for register, names in REGISTERS.get(leaf, {}).items():
@@ -178,12 +178,12 @@ def expected_operands(told: dict[str, int], leaf: int, first: dict[str, int]) ->
             row[name] = word & 7 if name == "level" else in_guest
     if row["gpa"] is not None and row["level"] is None:
         row["level"] = 0
-    if "gfn" in told:
-        row["gpa"] = told["gfn"] << 12 & (1 << 64) - 1
-    return row | {name: told[name] for name in row if name in told}
+    if "gfn" in slots:
+        row["gpa"] = slots["gfn"] << 12 & (1 << 64) - 1
+    return row | {name: slots[name] for name in row if name in slots}
 
 
-def expected_place(first: Told, last: Told) -> dict[str, Any]:
+def expected_place(first: DrawnEvent, last: DrawnEvent) -> dict[str, Any]:
     """Where a call ended, whose it was, and in which context."""
     tgid = max(first.tgid, last.tgid)
     context = last.in_irq if last.in_irq != -1 else first.in_irq
@@ -202,7 +202,7 @@ _OF_RETURN = (*_OPERANDS, "status", "out_rcx", "out_rdx", "out_r8", "rcx", "rdx"
 
 
 @st.composite
-def told(draw: st.DrawFn, name: str, tid: int) -> Told:
+def drawn_event(draw: st.DrawFn, name: str, tid: int) -> DrawnEvent:
     """An event with any fields that its side of a call can have."""
     is_entry = EVENTS[NUMBER[name]].role == "entry"
     slots = draw(st.lists(st.sampled_from(_OF_ENTRY if is_entry else _OF_RETURN), unique=True))
@@ -214,7 +214,7 @@ def told(draw: st.DrawFn, name: str, tid: int) -> Told:
         )
     if name == "graph":
         made["duration_ns"] = draw(st.integers(0, 9))
-    return Told(
+    return DrawnEvent(
         name,
         tid,
         made,
@@ -227,8 +227,8 @@ def told(draw: st.DrawFn, name: str, tid: int) -> Told:
 
 @given(st.data(), st.sampled_from(("aug", "tracepoint", "seamcall")), st.integers(0, 2))
 def test_a_row_is_what_its_events_say(data: st.DataObject, name: str, which: int) -> None:
-    entry = data.draw(told(f"{name} entry", 7)) if which < 2 else None
-    back = data.draw(told(f"{name} return", 7)) if which != 1 else None
+    entry = data.draw(drawn_event(f"{name} entry", 7)) if which < 2 else None
+    back = data.draw(drawn_event(f"{name} return", 7)) if which != 1 else None
     expected = expected_row(entry, back)
     rows = decoded([[event for event in (entry, back) if event]], referee).tables["seamcalls"]
     assert rows.height == (expected is not None)
@@ -236,8 +236,8 @@ def test_a_row_is_what_its_events_say(data: st.DataObject, name: str, which: int
         assert dict.fromkeys(PAGES) | row == expected
 
 
-@given(told("graph", 7))
-def test_a_call_on_one_line_began_as_long_before_its_end_as_it_took(event: Told) -> None:
+@given(drawn_event("graph", 7))
+def test_a_call_on_one_line_began_as_long_before_its_end_as_it_took(event: DrawnEvent) -> None:
     (row,) = decoded([[event]], referee).tables["seamcalls"].drop("seq").to_dicts()
     assert dict.fromkeys(PAGES) | row == expected_row(None, event)
 
@@ -247,7 +247,7 @@ def test_places_of_all_leaves_registers_are_known() -> None:
     of_create = {"td_id": 5, "page": 5}
     of_leaves = {18: {"vp_id": 5}, 17: {"td_id": 5}, 28: {"page": 5}, 27: {}, 9: of_create}
     for leaf, expected in of_leaves.items():
-        (row,) = calls_of(Told("seamcall entry", 7, {"fn": leaf, "rcx": 5}))
+        (row,) = calls_of(DrawnEvent("seamcall entry", 7, {"fn": leaf, "rcx": 5}))
         found = {name: row[name] for name in ("td_id", "vp_id", "gpa", "page") if name in row}
         assert found == expected
 
@@ -255,13 +255,13 @@ def test_places_of_all_leaves_registers_are_known() -> None:
 # A wrapper and the SEAMCALLs inside it.
 
 
-def _inside(n: int, *, enters: bool = True, status: int = 0, leaf: int = AUG) -> list[Told]:
+def _inside(n: int, *, enters: bool = True, status: int = 0, leaf: int = AUG) -> list[DrawnEvent]:
     """A wrapper's call with ``n`` SEAMCALLs inside; the last one's status is handed on."""
-    made = [Told("aug entry", 7, {"td_id": 1, "gpa": 0x5000, "level": 0})] if enters else []
+    made = [DrawnEvent("aug entry", 7, {"td_id": 1, "gpa": 0x5000, "level": 0})] if enters else []
     for k in range(n):
-        made.append(Told("seamcall entry", 7, {"fn": leaf, "rdx": 99}))
-        made.append(Told("seamcall return", 7, {"status": status if k == n - 1 else 8}))
-    return [*made, Told("aug return", 7, {"status": status})]
+        made.append(DrawnEvent("seamcall entry", 7, {"fn": leaf, "rdx": 99}))
+        made.append(DrawnEvent("seamcall return", 7, {"status": status if k == n - 1 else 8}))
+    return [*made, DrawnEvent("aug return", 7, {"status": status})]
 
 
 def test_seamcalls_inside_a_wrapper_replace_it() -> None:
@@ -281,9 +281,9 @@ def test_a_wrappers_return_alone_ends_the_seamcalls_before_it() -> None:
 def test_a_return_that_does_not_fit_is_a_call_of_its_own(what: str) -> None:
     events = _inside(1, enters=False, leaf=TRACK if what == "another leaf" else AUG)
     if what == "another status":
-        events[-1] = Told("aug return", 7, {"status": 3})
+        events[-1] = DrawnEvent("aug return", 7, {"status": 3})
     if what == "something between":
-        events[-1:-1] = [Told("enter entry"), Told("enter return", slots={"status": 0})]
+        events[-1:-1] = [DrawnEvent("enter entry"), DrawnEvent("enter return", slots={"status": 0})]
     made = decoded([events], referee)
     assert made.tables["seamcalls"].height == 2 + (what == "something between")
     assert made.losses == {}
@@ -291,19 +291,22 @@ def test_a_return_that_does_not_fit_is_a_call_of_its_own(what: str) -> None:
 
 def test_calls_of_the_loader_have_a_table_and_those_without_a_leaf_are_counted() -> None:
     fn = 1 << 63 | 1
-    loader = [Told("seamcall entry", 7, {"fn": fn}), Told("seamcall return", 7, {"status": 4})]
-    made = decoded([[*loader, Told("seamcall return", 7, {"status": 0})]], referee)
+    loader = [
+        DrawnEvent("seamcall entry", 7, {"fn": fn}),
+        DrawnEvent("seamcall return", 7, {"status": 4}),
+    ]
+    made = decoded([[*loader, DrawnEvent("seamcall return", 7, {"status": 0})]], referee)
     assert made.tables["seamcalls"].is_empty()
-    told = made.tables["loader_calls"].select("loader_leaf", "status", "probe", "n_lines")
-    assert told.rows() == [(1, 4, "seamcall", 2)]
+    rows = made.tables["loader_calls"].select("loader_leaf", "status", "probe", "n_lines")
+    assert rows.rows() == [(1, 4, "seamcall", 2)]
     assert made.losses == {("undecoded", "calls that name no leaf"): 1}
 
 
 def test_a_call_of_the_loader_inside_a_wrappers_call_is_not_the_wrappers() -> None:
     events = _inside(1)
     loader = [
-        Told("seamcall entry", 7, {"fn": 1 << 63 | AUG}),
-        Told("seamcall return", 7, {"status": 0}),
+        DrawnEvent("seamcall entry", 7, {"fn": 1 << 63 | AUG}),
+        DrawnEvent("seamcall return", 7, {"status": 0}),
     ]
     made = decoded([[*events[:-1], *loader, events[-1]]], referee)
     assert made.tables["seamcalls"]["status"].to_list() == [
@@ -314,10 +317,10 @@ def test_a_call_of_the_loader_inside_a_wrappers_call_is_not_the_wrappers() -> No
 
 def test_a_column_that_only_some_calls_have_stands_where_the_table_has_it() -> None:
     """Whatever came first; of a call that is no row it is missing."""
-    parts = [[Told("aug return", 7, {name: 5})] for name in ("page_3", "page_2")]
+    parts = [[DrawnEvent("aug return", 7, {name: 5})] for name in ("page_3", "page_2")]
     rows = decoded(parts, referee).tables["seamcalls"]
     assert rows.columns[-2:] == ["page_2", "page_3"]
-    loader = Told("seamcall entry", 7, {"fn": 1 << 63, "page_2": 1})
+    loader = DrawnEvent("seamcall entry", 7, {"fn": 1 << 63, "page_2": 1})
     assert "page_2" not in decoded([[loader, *parts[0]]], referee).tables["seamcalls"]
 
 
@@ -326,20 +329,23 @@ def test_a_column_that_only_some_calls_have_stands_where_the_table_has_it() -> N
 SIMPLE = ("aug entry", "aug return", "enter entry", "enter return", "graph", "kvm:kvm_entry")
 ANY = st.sampled_from((*SIMPLE, "kvm:kvm_exit", "kvm:kvm_page_fault", "kvm:kvm_userspace_exit"))
 TID = st.integers(-1, 2)
-STORY = st.lists(st.tuples(ANY, TID).flatmap(lambda x: told(*x)), max_size=24)
+STORY = st.lists(st.tuples(ANY, TID).flatmap(lambda x: drawn_event(*x)), max_size=24)
 
 
 @st.composite
-def nested(draw: st.DrawFn) -> list[Told]:
+def nested(draw: st.DrawFn) -> list[DrawnEvent]:
     """Whole calls of some threads, with SEAMCALLs inside, event by event in any order."""
     waiting = []
     for tid in draw(st.lists(st.integers(1, 3), min_size=1, unique=True)):
-        mine: list[Told] = []
+        mine: list[DrawnEvent] = []
         for n in draw(st.lists(st.integers(0, 3), max_size=3)):
-            mine += [draw(told("aug entry", tid))]
+            mine += [draw(drawn_event("aug entry", tid))]
             for _ in range(n):
-                mine += [draw(told("seamcall entry", tid)), draw(told("seamcall return", tid))]
-            mine += [draw(told("aug return", tid))]
+                mine += [
+                    draw(drawn_event("seamcall entry", tid)),
+                    draw(drawn_event("seamcall return", tid)),
+                ]
+            mine += [draw(drawn_event("aug return", tid))]
         waiting.append(mine)
     story = []
     while waiting := [mine for mine in waiting if mine]:
@@ -349,7 +355,7 @@ def nested(draw: st.DrawFn) -> list[Told]:
 
 @given(st.one_of(STORY, nested()), st.lists(st.integers(0, 24), max_size=5))
 @settings(max_examples=60)
-def test_batches_may_end_anywhere(story: list[Told], cuts: list[int]) -> None:
+def test_batches_may_end_anywhere(story: list[DrawnEvent], cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(story)) for cut in cuts), len(story)]
     parts = [story[a:b] for a, b in itertools.pairwise(places)]
     whole, cut = decoded([story]), decoded(parts, referee)
@@ -358,9 +364,9 @@ def test_batches_may_end_anywhere(story: list[Told], cuts: list[int]) -> None:
         assert_frame_equal(cut.sorted()[name], rows)
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(NUMBER)), TID).flatmap(lambda x: told(*x))))
+@given(st.lists(st.tuples(st.sampled_from(sorted(NUMBER)), TID).flatmap(lambda x: drawn_event(*x))))
 @settings(max_examples=100)
-def test_every_event_is_in_a_row_or_counted(story: list[Told]) -> None:
+def test_every_event_is_in_a_row_or_counted(story: list[DrawnEvent]) -> None:
     story = [event for event in story if event.name != "sched:sched_switch"]
     made = decoded([story], referee)
     n_lines = sum(int(rows["n_lines"].sum()) for rows in made.tables.values() if "n_lines" in rows)
@@ -372,10 +378,10 @@ def test_every_event_is_in_a_row_or_counted(story: list[Told]) -> None:
 def test_open_calls_are_dropped_after_a_limit() -> None:
     sink = MemorySink()
     made = Decoder(0, EVENTS, SourceStats(), sink)
-    made.feed(batch_of([Told("aug entry", ts_ns=5), Told("kvm:kvm_entry", ts_ns=5)]))
+    made.feed(batch_of([DrawnEvent("aug entry", ts_ns=5), DrawnEvent("kvm:kvm_entry", ts_ns=5)]))
     made.flush()
     made.drop_open(6)
-    made.feed(batch_of([Told("enter entry", ts_ns=9)], 3, made._calls.open.layouts))  # type: ignore[union-attr]
+    made.feed(batch_of([DrawnEvent("enter entry", ts_ns=9)], 3, made._calls.open.layouts))  # type: ignore[union-attr]
     made.finish()
     tables = sink.result()
     assert tables["seamcalls"]["leaf"].to_list() == [0]
@@ -390,14 +396,14 @@ def test_a_reason_to_exit_counts_on_intels_processors(
     isa: int | None, expected: int | None
 ) -> None:
     slots = {"exit_reason": 48} | ({} if isa is None else {"isa": isa})
-    rows = decoded([[Told("kvm:kvm_exit", slots=slots)]], referee).tables["vm_entries"]
+    rows = decoded([[DrawnEvent("kvm:kvm_exit", slots=slots)]], referee).tables["vm_entries"]
     assert rows["exit_reason"].to_list() == [expected]
 
 
 def test_a_negative_errno_replaces_the_reason() -> None:
     exits = [{"reason": 8, "signed_errno": (1 << 64) - 4}, {"reason": 8, "signed_errno": 0}]
     exits += [{"reason": 8}, {"errno": 11}]
-    events = [Told("kvm:kvm_userspace_exit", slots=slots) for slots in exits]
+    events = [DrawnEvent("kvm:kvm_userspace_exit", slots=slots) for slots in exits]
     rows = decoded([events], referee).tables["host_events"]
     assert rows.select("reason", "errno").rows() == [(None, 4), (8, None), (8, None), (None, 11)]
     assert set(rows["event"]) == {"kvm_userspace_exit"}

@@ -41,9 +41,9 @@ def exit_(us: int, vcpu: int = 0, **place: Any) -> str:  # noqa: ANN401
 
 def back(us: int, vcpu: int | None = 0, status: int = 77, **place: Any) -> str:  # noqa: ANN401
     """A return of tdx_vcpu_run."""
-    told = "" if vcpu is None else f" vcpu={vcpu}"
+    result = "" if vcpu is None else f" vcpu={vcpu}"
     where = "(vt_vcpu_run+0x2e/0x60 [kvm_intel] <- tdx_vcpu_run [kvm_intel])"
-    text = f"tdx_vcpu_run_return: {where} status={status:#x} gpa=0x0{told}"
+    text = f"tdx_vcpu_run_return: {where} status={status:#x} gpa=0x0{result}"
     return line(f"1.{us:06}", text, **place)
 
 
@@ -155,8 +155,8 @@ def test_every_entry_of_a_whole_capture_has_its_start(
     assert rows.height > 50
     assert rows["start_ns"].null_count() == 0
     assert rows["start_cpu"].to_list() == rows["cpu"].to_list()
-    told = zip(rows["tid"], rows["start_ns"], strict=True)
-    assert set(told) <= set(trace.vm_entries.select("tid", "start_ns").iter_rows())
+    result = zip(rows["tid"], rows["start_ns"], strict=True)
+    assert set(result) <= set(trace.vm_entries.select("tid", "start_ns").iter_rows())
     assert len(set(rows.select("tid", "start_ns", "seq").iter_rows())) == rows.height
 
 
@@ -192,8 +192,8 @@ def test_the_loop_does_what_the_rule_says(events: list[Happening]) -> None:
     thread, role, cpu, vcpu = (np.array([event[i] for event in events], np.int64) for i in range(4))
     entered, exited = np.full(3, -1, np.int64), np.full(3, -1, np.int64)
     start = np.full(len(events), -1, np.int64)
-    told = thread.astype(np.int32), role, cpu, vcpu
-    referee(loop.find_entry_starts)(*told, entered, exited, start)
+    result = thread.astype(np.int32), role, cpu, vcpu
+    referee(loop.find_entry_starts)(*result, entered, exited, start)
     assert start.tolist() == by_search(events)
 
 

@@ -19,7 +19,7 @@ PERF = "       CPU 0/KVM 14401 [000]  4212.604083:     kvm:kvm_entry: vcpu 0\n"
 GRAPH = "   50.000010 |   1)   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
 
 
-def told(text: str | bytes) -> str:
+def detected_format(text: str | bytes) -> str:
     return detect_text(text.encode() if isinstance(text, str) else text, "x.txt").name
 
 
@@ -52,7 +52,7 @@ def told(text: str | bytes) -> str:
     ],
 )
 def test_formats_are_detected_by_their_lines(text: str, form: str) -> None:
-    assert told(text) == form
+    assert detected_format(text) == form
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_formats_are_detected_by_their_lines(text: str, form: str) -> None:
 )
 def test_other_files_are_refused_with_a_description(head: bytes, words: list[str]) -> None:
     with pytest.raises(FormatError) as error:
-        told(head)
+        detected_format(head)
     message = str(error.value)
     assert all(word in message for word in words), message
     assert message.isprintable()
@@ -84,7 +84,7 @@ def test_other_files_are_refused_with_a_description(head: bytes, words: list[str
 
 def test_a_blank_line_does_not_make_a_trace() -> None:
     with pytest.raises(FormatError, match="Lorem ipsum"):
-        told("Lorem ipsum\n\ndolor sit amet\n")
+        detected_format("Lorem ipsum\n\ndolor sit amet\n")
 
 
 @pytest.mark.parametrize("n", [1, 50])

@@ -72,16 +72,16 @@ def test_a_trace_that_begins_with_a_return_began_midway() -> None:
     text = aug_ret("1.000001", f"ret={BUSY:#x}") + call(10) + call(20)
     trace = read_text(text)
     assert len(losses_of(trace, "started_midway")) == 1
-    told = outcomes(trace)
-    assert told[0][2:] == ("cut", "trace_start")
-    assert told[-1] == (7, 1, "succeeded", None)
+    result = outcomes(trace)
+    assert result[0][2:] == ("cut", "trace_start")
+    assert result[-1] == (7, 1, "succeeded", None)
 
 
 def test_a_trace_that_began_midway_cuts_the_first_chain_of_every_thread() -> None:
     """Thread 8 may have been between two attempts."""
     text = aug_ret("1.000001", f"ret={BUSY:#x}") + call(10) + call(12, tid=8) + call(20, tid=8)
-    told = {row[0]: row[2:] for row in reversed(outcomes(read_text(text)))}
-    assert told[8] == ("cut", "trace_start")
+    result = {row[0]: row[2:] for row in reversed(outcomes(read_text(text)))}
+    assert result[8] == ("cut", "trace_start")
 
 
 def test_a_trace_that_begins_with_entries_did_not_begin_midway() -> None:
@@ -152,9 +152,9 @@ def test_calls_that_break_off_where_a_cpu_falls_silent_mean_a_full_buffer() -> N
     assert [(row["cpu"], row["start_ns"], row["end_ns"]) for row in rows] == [
         (1, 1_000_030_000, None)
     ]
-    told = outcomes(trace)
-    assert [row[2] for row in told if row[0] == 7] == ["cut", "cut"]
-    assert [row[2] for row in told if row[0] == 8] == ["succeeded", "succeeded"]
+    result = outcomes(trace)
+    assert [row[2] for row in result if row[0] == 7] == ["cut", "cut"]
+    assert [row[2] for row in result if row[0] == 8] == ["succeeded", "succeeded"]
 
 
 def test_a_missing_return_while_its_cpu_goes_on_is_a_missed_probe() -> None:

@@ -36,7 +36,7 @@ def only(trace: Trace) -> dict[str, Any]:
     return trace.kernel_messages.row(0, named=True)
 
 
-def told(text: str) -> dict[str, Any]:
+def parsed_message(text: str) -> dict[str, Any]:
     return only(read_text(log(at(1.5, text))))
 
 
@@ -102,7 +102,7 @@ def told(text: str) -> dict[str, Any]:
     ],
 )
 def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) -> None:
-    row = told(text)
+    row = parsed_message(text)
     assert row["message"] == "seamcall_failed"
     assert {name: row[name] for name in fields} == fields
     assert (row["ts_ns"], row["text"], row["n_lines"]) == (1_500_000_000, text, 1)
@@ -201,7 +201,7 @@ def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) 
     ],
 )
 def test_every_other_message(text: str, message: str, fields: dict[str, Any]) -> None:
-    row = told(text)
+    row = parsed_message(text)
     assert row["message"] == message
     assert {name: row[name] for name in fields} == fields
 

@@ -12,18 +12,18 @@ from support.texts import aug, aug_ret, line, read_text
 from tdxtrace.ingest.decode.decoder import LevelBaseDetector, normalize_levels
 
 
-def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:
-    return concluded(story(text).seamcalls, told, kernels)
+def base(text: str, given: int | None = None, *kernels: str | None) -> tuple[int, str]:
+    return concluded(story(text).seamcalls, given, kernels)
 
 
 def concluded(
-    calls: pl.DataFrame, told: int | None, kernels: Sequence[str | None]
+    calls: pl.DataFrame, given: int | None, kernels: Sequence[str | None]
 ) -> tuple[int, str]:
     """What is concluded from batches of one call each."""
     detector = LevelBaseDetector()
     for row in calls.iter_slices(1):
         detector.observe(row)
-    return detector.base(told, kernels)
+    return detector.base(given, kernels)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_levels_take_precedence_over_the_version() -> None:
     assert base("S1^1", None, "6.16")[0] == 1
 
 
-@pytest.mark.parametrize("told", [0, 1])
-def test_the_base_given_by_the_user_takes_precedence(told: int) -> None:
-    assert base("S1^0", told, "6.16") == (told, "given by the user")
-    assert base("S1^1", told, "7.2") == (told, "given by the user")
+@pytest.mark.parametrize("given", [0, 1])
+def test_the_base_given_by_the_user_takes_precedence(given: int) -> None:
+    assert base("S1^0", given, "6.16") == (given, "given by the user")
+    assert base("S1^1", given, "7.2") == (given, "given by the user")
 
 
 def test_levels_are_normalized_to_the_modules_numbering() -> None:

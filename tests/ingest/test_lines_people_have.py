@@ -292,8 +292,8 @@ def test_an_exit_reason_that_is_not_known_keeps_its_name() -> None:
     assert trace.vm_entries.select("exit_reason", "start_ns", "end_ns").rows() == [
         (None, 1_000_001_000, 1_000_004_000)
     ]
-    told = trace.losses.select("kind", "severity", "n_events", "n_lines", "detail").rows()
-    assert told == [("undecoded", "error", 1, 0, "exit reason EXIT_NPF (AMD, not Intel)")]
+    result = trace.losses.select("kind", "severity", "n_events", "n_lines", "detail").rows()
+    assert result == [("undecoded", "error", 1, 0, "exit reason EXIT_NPF (AMD, not Intel)")]
 
 
 def test_a_trace_of_an_amd_host_is_refused() -> None:
@@ -317,8 +317,8 @@ def test_exit_reasons_that_are_not_known_are_counted_in_every_line() -> None:
         texts = "".join(lines).encode().split(b"\n")[:-1]
         for _ in TextReader(reader).batches(blocks_of(texts, (100,)), getattr(compiler, run)):
             pass
-        told = reader.stats.losses(0).filter(kind="undecoded")["n_events"].to_list()
-        assert told == [399]
+        result = reader.stats.losses(0).filter(kind="undecoded")["n_events"].to_list()
+        assert result == [399]
 
 
 def test_the_number_of_a_reason_without_a_name_is_its_number() -> None:

@@ -58,15 +58,15 @@ def _record(event: Event) -> bytes:
 
 def _pages(start: int, pages: list[list[Event]]) -> tuple[bytes, list[tuple[int, Event]]]:
     """The pages of a CPU, and the time of each event."""
-    made, now, told = b"", START + start, []
+    made, now, result = b"", START + start, []
     for events in pages:
         begin, records = now, b""
         for event in events:
             now += event[0]
             records += M.event(event[0], _record(event))
-            told.append((now, event))
+            result.append((now, event))
         made += M.page(begin, records)
-    return made, told
+    return made, result
 
 
 def _reader(cpus: list[bytes]) -> RingReader:
@@ -118,7 +118,7 @@ def test_events_of_all_cpus_come_in_their_order(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(merge, "BATCH_ROWS", n_rows)
         batch = _joined(ring.batches())
-    every = [(time, 10 + cpu, e) for cpu, (_, told) in enumerate(made) for time, e in told]
+    every = [(time, 10 + cpu, e) for cpu, (_, result) in enumerate(made) for time, e in result]
     every.sort(key=lambda x: x[:2])
     ours = [
         (line, *event)
@@ -159,7 +159,7 @@ def test_events_of_all_cpus_come_in_their_order(
             if (event[1] == FOREIGN or event[5] < 0) and _loss(event) == mine
         )
         assert entry.line_no == first
-    assert ring.n_events() == [len(told) for _, told in made]
+    assert ring.n_events() == [len(result) for _, result in made]
 
 
 def test_a_cpu_whose_time_goes_back_keeps_its_order() -> None:

@@ -28,8 +28,8 @@ def paired(events: list[Event], depth: int = MAX_CONTEXTS) -> Paired:
     function, is_return = np.arange(512, dtype=np.int32) // 2, np.arange(512) % 2 == 1
     top, below = np.full(n_threads, -1, np.int64), np.empty(len(events), np.int64)
     partner, fate = np.full(len(events), -1, np.int64), np.empty(len(events), np.uint8)
-    told = number, kind, function, is_return
-    referee(loop.pair)(*told, depth, top, below, partner, fate)
+    result = number, kind, function, is_return
+    referee(loop.pair)(*result, depth, top, below, partner, fate)
     at = {what: np.flatnonzero(fate == what).tolist() for what in range(5)}
     assert sorted(partner[partner >= 0].tolist()) == at[loop.ENTRY_OF_PAIR]
     pairs = [(int(partner[end]), end) for end in at[loop.RETURN_OF_PAIR]]
@@ -101,8 +101,8 @@ events = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.booleans())
 
 
 @given(events, st.integers(1, 4))
-def test_pairing_is_that_of_a_stack_per_thread(told: list[Event], depth: int) -> None:
-    assert paired(told, depth) == by_stack(told, depth)
+def test_pairing_is_that_of_a_stack_per_thread(drawn: list[Event], depth: int) -> None:
+    assert paired(drawn, depth) == by_stack(drawn, depth)
 
 
 # Many events of which few are odd: what a real trace looks like.
@@ -111,20 +111,20 @@ calls = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 
 
 @given(calls, st.integers(1, 4))
 def test_pairing_of_mostly_sound_traces_is_that_of_a_stack(
-    told: list[tuple[int, int, int]], depth: int
+    drawn: list[tuple[int, int, int]], depth: int
 ) -> None:
     found: list[Event] = []
-    for thread, function, luck in told:
+    for thread, function, luck in drawn:
         found += [(thread, function, False)] * (luck != 0)
         found += [(thread, function, True)] * (luck != 1)
     assert paired(found, depth) == by_stack(found, depth)
 
 
 @given(events)
-def test_every_event_is_in_exactly_one_place(told: list[Event]) -> None:
-    pairs, given_up, orphans, still = paired(told)
+def test_every_event_is_in_exactly_one_place(drawn: list[Event]) -> None:
+    pairs, given_up, orphans, still = paired(drawn)
     places = [*(at for both in pairs for at in both), *given_up, *orphans, *still]
-    assert sorted(places) == list(range(len(told)))
+    assert sorted(places) == list(range(len(drawn)))
     assert all(begin < end for begin, end in pairs)
 
 
@@ -178,8 +178,8 @@ def test_an_entry_without_return_is_a_call_that_was_seen_to_start() -> None:
         (1, 1_000_001_000, None, 0x1000, None, 1),
         (3, 1_000_005_000, 1_000_007_000, 0x8000_0000, 0, 2),
     ]
-    told = trace.losses.select("kind", "n_events", "n_lines").rows()
-    assert ("unpaired_entry", 1, 0) in told
+    result = trace.losses.select("kind", "n_events", "n_lines").rows()
+    assert ("unpaired_entry", 1, 0) in result
 
 
 def test_a_return_without_entry_is_a_call_that_was_seen_to_end() -> None:
@@ -190,8 +190,8 @@ def test_a_return_without_entry_is_a_call_that_was_seen_to_end() -> None:
         (1, None, 1_000_001_000, 5, 1),
         (3, 1_000_005_000, 1_000_007_000, 0, 2),
     ]
-    told = trace.losses.select("kind", "n_events", "n_lines").rows()
-    assert ("unpaired_return", 1, 0) in told
+    result = trace.losses.select("kind", "n_events", "n_lines").rows()
+    assert ("unpaired_return", 1, 0) in result
 
 
 def test_without_thread_numbers_calls_pair_by_cpu() -> None:

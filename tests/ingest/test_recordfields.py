@@ -108,10 +108,10 @@ SHIFT = st.tuples(st.integers(0, 60), st.integers(-100, 100), st.integers(0, 3),
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(SHIFT, max_size=4)), min_size=1, max_size=3), U63)
 def test_clocks_are_corrected_the_same_either_way(
-    told: list[tuple[bool, list[tuple[int, int, int, int]]]], far: int
+    drawn: list[tuple[bool, list[tuple[int, int, int, int]]]], far: int
 ) -> None:
     shifts = []
-    for interpolate, rows in told:
+    for interpolate, rows in drawn:
         sample = sorted({row[0]: row for row in rows}.values())
         columns = tuple(zip(*sample, strict=True)) if sample else ((), (), (), ())
         shifts.append(Shift(interpolate, *columns))

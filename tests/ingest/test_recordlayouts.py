@@ -69,8 +69,8 @@ def test_entries_and_exits_of_vcpus(tmp_path: Path) -> None:
         # Exit codes of SVM are others: 0x400 would be no reason of VMX.
         (5, None, 1 << 63, 2, 3, 4, 0xABC, 6, True),
     ]
-    told = trace.losses.select("kind", "severity", "line_no", "n_events", "n_lines", "detail")
-    assert told.rows() == [
+    result = trace.losses.select("kind", "severity", "line_no", "n_events", "n_lines", "detail")
+    assert result.rows() == [
         ("undecoded", "error", 4, 1, 0, "exit reason 0x400 (AMD, not Intel)"),
     ]
 

@@ -11,8 +11,8 @@ from tdxtrace.ingest.tracedat.reader import read_saved_tgids
 
 
 def test_processes_of_threads(tmp_path: Path) -> None:
-    told = {"tgids": {"7": 5, "8": 5, "9": -1, "0": 3, "99999999": 1, "10": "5"}}
-    (tmp_path / "x.dat.capture.json").write_text(json.dumps(told))
+    result = {"tgids": {"7": 5, "8": 5, "9": -1, "0": 3, "99999999": 1, "10": "5"}}
+    (tmp_path / "x.dat.capture.json").write_text(json.dumps(result))
     assert read_saved_tgids(str(tmp_path / "x.dat")) == {7: 5, 8: 5}
 
 

@@ -429,10 +429,10 @@ def test_the_file_is_closed_after_reading(tmp_path: Path) -> None:
 def test_progress_reports_bytes_read_and_the_size(tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_bytes(TEXT)
-    told: list[tuple[str, int, int | None]] = []
-    read_trace(path, progress=lambda *args: told.append(args))
-    assert told[-1] == (str(path), len(TEXT), len(TEXT))
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    result: list[tuple[str, int, int | None]] = []
+    read_trace(path, progress=lambda *args: result.append(args))
+    assert result[-1] == (str(path), len(TEXT), len(TEXT))
+    assert [done for _, done, _ in result] == sorted(done for _, done, _ in result)
 
 
 def test_noise_takes_no_memory_of_its_own(tmp_path: Path) -> None:

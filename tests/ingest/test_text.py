@@ -357,8 +357,8 @@ def test_no_blank_between_thread_and_cpu(head: str) -> None:
 def test_windows_line_ends() -> None:
     lines = lines_of([HEADS["tracefs"] + EVENTS["entry"], OTHERS["lost"]], 300, 9)
     for run in (interpreted, compiled):
-        told = by_block([line + b"\r" for line in lines], "ftrace", (150,), run)
-        assert told == by_line(lines, "ftrace")
+        result = by_block([line + b"\r" for line in lines], "ftrace", (150,), run)
+        assert result == by_line(lines, "ftrace")
 
 
 def mixtures(heads: list[str]) -> st.SearchStrategy[list[str]]:

@@ -148,10 +148,10 @@ def test_a_probe_named_for_the_leaf_is_held_off_where_its_function_is_not_printe
 
 
 def test_dropped_returns_are_counted() -> None:
-    told = read("> < D d D d > < H h D").losses.filter(kind="noise").sort("detail")
-    assert told.select("n_lines", "severity").rows() == [(3, "info"), (1, "info")]
-    assert "tdx_handle_exit" in told["detail"][0]
-    assert "held off" in told["detail"][1]
+    result = read("> < D d D d > < H h D").losses.filter(kind="noise").sort("detail")
+    assert result.select("n_lines", "severity").rows() == [(3, "info"), (1, "info")]
+    assert "tdx_handle_exit" in result["detail"][0]
+    assert "held off" in result["detail"][1]
 
 
 def test_tdx_handle_exit_without_a_status_is_ignored() -> None:
@@ -178,5 +178,5 @@ def test_losses_of_every_tick_are_used() -> None:
     runs = VcpuRuns(stats, interpreted)
     for start in (100, 500):
         stats.record_gap(0, 7, None, start, start + 50)
-        assert [told.tolist() for told in runs._windows()[:2]] == [[start], [start + 50]]
+        assert [result.tolist() for result in runs._windows()[:2]] == [[start], [start + 50]]
         stats.reset()

@@ -140,8 +140,8 @@ def values(trace: Trace) -> set[tuple[object, ...]]:
         made |= {(side, *row) for row in calls.drop_nulls(side).select(side, "tid", "leaf").rows()}
         for name in set(names) & set(calls.columns):
             at = "end_ns" if name == "status" else "start_ns"
-            told = calls.drop_nulls([at, name]).select(at, "tid", name)
-            made |= {(name, *row) for row in told.rows()}
+            result = calls.drop_nulls([at, name]).select(at, "tid", name)
+            made |= {(name, *row) for row in result.rows()}
     for table in (trace.vm_entries, trace.page_faults):
         for name in set(table.columns) - {"seq", "n_lines", "source", "tid", "tgid", "cpu"}:
             made |= {(name, *row) for row in table.drop_nulls(name).select("tid", name).rows()}

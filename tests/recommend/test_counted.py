@@ -18,10 +18,10 @@ requests = st.tuples(
 )
 
 
-def counts_of(told: list[Request]) -> pl.DataFrame:
+def counts_of(drawn: list[Request]) -> pl.DataFrame:
     rows = [
         (1, 0, 1, 7, leaf, outcome, n if n <= 64 else max(65, 1 << n.bit_length() - 1), 1)
-        for leaf, outcome, n in told
+        for leaf, outcome, n in drawn
     ]
     frame = pl.DataFrame(rows, schema=REQUEST_COUNTS.schema, orient="row")
     keys = [name for name in frame.columns if name != "n_requests"]
@@ -38,10 +38,10 @@ def needs_more(request: Request, limit: int) -> bool | None:
 @given(st.lists(requests, max_size=40), st.sampled_from(EXACT_LIMITS))
 @example([(6, "open", 5), (6, "failed", 5)], 5)
 @example([(6, "succeeded", 127), (6, "succeeded", 128), (6, "abandoned", 200)], 127)
-def test_counts_give_the_same_shares_as_the_requests(told: list[Request], limit: int) -> None:
-    table = COUNTED_ATTEMPTS.check(counted_attempts(counts_of(told), [limit]))
-    for leaf in {request[0] for request in told}:
-        answers = [needs_more(request, limit) for request in told if request[0] == leaf]
+def test_counts_give_the_same_shares_as_the_requests(drawn: list[Request], limit: int) -> None:
+    table = COUNTED_ATTEMPTS.check(counted_attempts(counts_of(drawn), [limit]))
+    for leaf in {request[0] for request in drawn}:
+        answers = [needs_more(request, limit) for request in drawn if request[0] == leaf]
         row = table.row(by_predicate=pl.col("leaf") == leaf, named=True)
         assert row["n_exceeding"] == answers.count(True)
         assert row["n_unknown"] == answers.count(None)

@@ -19,8 +19,8 @@ from tdxtrace.recommend.replay import policies, replay
 from tdxtrace.tables.limits import POLICIES
 
 
-def answers_of(told: Story) -> pl.DataFrame:
-    return busy_answers(told.seamcalls, retry_chains(told.seamcalls, told.losses))
+def answers_of(scenario: Story) -> pl.DataFrame:
+    return busy_answers(scenario.seamcalls, retry_chains(scenario.seamcalls, scenario.losses))
 
 
 def warnings(text: str, doubling: DoublingLimit | None = None) -> list[tuple[int | None, bool]]:
@@ -37,11 +37,11 @@ def chain(n: int, page: int = 1, thread: int = 1) -> str:
 
 
 def loop(text: str, doubling: DoublingLimit | None = None) -> dict[str, object]:
-    told = story(text)
-    chains = retry_chains(told.seamcalls, told.losses)
+    scenario = story(text)
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
     rule = LeafPolicy(answers="any", then="kill", doubling=doubling or DoublingLimit())
     policy = RetryPolicy("loop", "", dict.fromkeys(SEPT_LEAVES, rule))
-    rows = POLICIES.check(policies(chains, busy_answers(told.seamcalls, chains), [policy]))
+    rows = POLICIES.check(policies(chains, busy_answers(scenario.seamcalls, chains), [policy]))
     return rows.row(0, named=True)
 
 
@@ -128,26 +128,26 @@ def test_time_counts_until_the_vm_dies() -> None:
 
 
 def test_a_host_that_was_recorded_twice_began_anew_in_between() -> None:
-    told = story(chain(16))
-    answers = answers_of(told)
+    scenario = story(chain(16))
+    answers = answers_of(scenario)
     again = answers.with_columns(source=pl.lit(1, pl.UInt16))
     rows = replay(pl.concat([answers, again]), DoublingLimit())
     assert rows.select("source", "raised_to").rows() == [(0, 32), (1, 32)]
 
 
 def test_the_loop_goes_around_sept_calls_and_not_around_entries() -> None:
-    told = story("enterB " * 20 + "enterX " + "trackB " * 20 + "trackS " + chain(20))
-    chains = retry_chains(told.seamcalls, told.losses)
-    seed = policies(chains, busy_answers(told.seamcalls, chains), [policy_named("seed-loop")])
+    scenario = story("enterB " * 20 + "enterX " + "trackB " * 20 + "trackS " + chain(20))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    seed = policies(chains, busy_answers(scenario.seamcalls, chains), [policy_named("seed-loop")])
     found = {row["leaf"]: row for row in seed.iter_rows(named=True)}
     assert set(found) == {0, 6}
     assert (found[0]["n_warnings"], found[6]["n_warnings"]) == (0, 1)
 
 
 def test_one_limit_serves_all_leaves_of_the_loop() -> None:
-    told = story(chain(16) + "blockB1 " * 31 + "blockS1")
-    chains = retry_chains(told.seamcalls, told.losses)
-    rows = policies(chains, busy_answers(told.seamcalls, chains), [policy_named("seed-loop")])
+    scenario = story(chain(16) + "blockB1 " * 31 + "blockS1")
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    rows = policies(chains, busy_answers(scenario.seamcalls, chains), [policy_named("seed-loop")])
     assert dict(rows.select("leaf", "n_warnings").iter_rows()) == {6: 1, 7: 0}
 
 

@@ -13,7 +13,7 @@ from bench import coverage, unlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from support.made_chains import apart, chains_of
+from support.made_chains import chains_of, spaced_chains
 from support.story import story
 
 from tdxtrace.analysis.attempts import attempts
@@ -45,7 +45,7 @@ def row_of(n_busy: list[int] | np.ndarray[Any, Any], target: Target, unit: str =
 
 
 def test_the_limit_is_where_the_exact_bound_meets_the_target() -> None:
-    row = row_of(apart([1] * 40 + [2] * 20 + [3] * 5, 10_000), Target(2e-3))
+    row = row_of(spaced_chains([1] * 40 + [2] * 20 + [3] * 5, 10_000), Target(2e-3))
     assert (row["basis"], row["limit"]) == ("observed", 3)
     n = row["n_requests"]
     above = stats.beta.ppf(0.95, 5 + 1, n - 5)
@@ -59,7 +59,7 @@ def test_the_limit_is_where_the_exact_bound_meets_the_target() -> None:
 
 
 def test_limits_grow_with_confidence_and_rarity() -> None:
-    numbers = apart([1] * 60 + [2] * 30 + [3] * 15 + [4] * 4, 20_000)
+    numbers = spaced_chains([1] * 60 + [2] * 30 + [3] * 15 + [4] * 4, 20_000)
     limit = [row_of(numbers, Target(2e-3, sure))["limit"] for sure in (0.6, 0.9, 0.99, 0.9999)]
     assert limit == sorted(limit)
     limit = [row_of(numbers, Target(target))["limit"] for target in (1e-2, 5e-3, 2e-3, 1e-3)]
@@ -83,14 +83,14 @@ def test_without_busy_answers_the_limit_in_time_is_zero() -> None:
 
 
 def test_few_busy_requests_support_no_tail() -> None:
-    row = row_of(apart([1, 2, 1, 5, 1], 500), Target(1e-4))
+    row = row_of(spaced_chains([1, 2, 1, 5, 1], 500), Target(1e-4))
     assert (row["basis"], row["limit"]) == ("withheld", None)
     assert row["reason"].startswith("not supported by this trace: too few independent ")
     assert row["needed_requests"] >= 1.5 * 29_957
 
 
 def test_a_target_far_rarer_than_what_was_counted_is_not_supported() -> None:
-    numbers = apart(list(np.random.default_rng(3).geometric(0.5, 300)), 5_000)
+    numbers = spaced_chains(list(np.random.default_rng(3).geometric(0.5, 300)), 5_000)
     assert row_of(numbers, Target(2e-4))["basis"] == "extrapolated"
     row = row_of(numbers, Target(1e-4))
     assert row["basis"] == "withheld"
@@ -98,7 +98,7 @@ def test_a_target_far_rarer_than_what_was_counted_is_not_supported() -> None:
 
 
 def test_a_limit_beyond_the_data_is_extrapolated_and_marked() -> None:
-    numbers = apart(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
+    numbers = spaced_chains(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
     row = row_of(numbers, Target(4e-5))
     assert (row["basis"], row["model"], row["shape"]) == ("extrapolated", "geometric", 0.0)
     truth = 1 + math.ceil(math.log(4e-5 / 0.01) / math.log(0.5))
@@ -113,21 +113,21 @@ def test_a_limit_beyond_the_data_is_extrapolated_and_marked() -> None:
 
 def test_a_limit_of_a_model_is_not_below_the_most_seen() -> None:
     numbers = [int(n) for n in np.random.default_rng(5).geometric(0.5, 400)]
-    row = row_of(apart([*numbers, 16], 40_000), Target(6e-5))
+    row = row_of(spaced_chains([*numbers, 16], 40_000), Target(6e-5))
     assert row["basis"] == "extrapolated"
     assert row["limit"] == row["max_seen"] == 17
 
 
 def test_one_request_that_does_not_belong_to_the_tail_withholds_the_model() -> None:
     numbers = [int(n) for n in np.random.default_rng(5).geometric(0.5, 400)]
-    row = row_of(apart([*numbers, 40], 40_000), Target(4e-5))
+    row = row_of(spaced_chains([*numbers, 40], 40_000), Target(4e-5))
     assert (row["basis"], row["limit"]) == ("withheld", None)
     assert "the largest value, 41, does not fit the tail of the others" in row["reason"]
 
 
 def test_no_model_goes_beyond_the_policy_that_was_recorded() -> None:
     # TDH.MEM.RANGE.BLOCK, never called more than twice: mainline kicks before the second call.
-    chains = chains_of(apart([1] * 60, 3_000)).with_columns(leaf=pl.lit(7, pl.UInt16))
+    chains = chains_of(spaced_chains([1] * 60, 3_000)).with_columns(leaf=pl.lit(7, pl.UInt16))
     curve = attempts(chains, coverage.answers_of(chains))
     for target, limit in ((4e-3, 2), (5e-4, None)):
         row = limits(curve, chains, NO_LOSS, 1.0, Target(target)).row(0, named=True)
@@ -155,7 +155,7 @@ def test_a_model_may_go_beyond_a_limit_at_which_requests_were_given_up() -> None
 
 
 def test_bursts_and_requests_lost_from_sight_need_a_longer_recording() -> None:
-    alone = row_of(apart([1] * 30, 1_000), Target(1e-3))
+    alone = row_of(spaced_chains([1] * 30, 1_000), Target(1e-3))
     burst = row_of([n for _ in range(10) for n in (*[0] * 100, 1, 1, 1)], Target(1e-3))
     assert burst["needed_requests"] > 2 * alone["needed_requests"] >= 2 * 4494
 
@@ -163,21 +163,21 @@ def test_bursts_and_requests_lost_from_sight_need_a_longer_recording() -> None:
 def test_a_heavy_tail_is_recognised() -> None:
     u = np.random.default_rng(2).random(3_000)
     heavy = np.ceil(2 * (u**-0.6 - 1) / 0.6)
-    row = row_of(apart([int(max(n, 1)) for n in heavy], 100_000), Target(1e-5))
+    row = row_of(spaced_chains([int(max(n, 1)) for n in heavy], 100_000), Target(1e-5))
     assert row["model"] == "generalised_pareto"
     assert row["shape"] == pytest.approx(0.6, abs=0.25)
 
 
 def test_a_tail_that_fits_no_model_is_withheld() -> None:
     # Most of them once or twice, the others ten to twelve times, and none in between.
-    row = row_of(apart([1, 2, 1, 2, 10, 11, 12] * 80, 50_000), Target(3e-5))
+    row = row_of(spaced_chains([1, 2, 1, 2, 10, 11, 12] * 80, 50_000), Target(3e-5))
     assert (row["basis"], row["limit"]) == ("withheld", None)
     assert "neither geometric nor generalised Pareto" in row["reason"]
 
 
 def test_bursts_make_limits_larger_or_withhold_them() -> None:
     numbers = [1] * 100 + [2] * 40 + [3] * 20
-    alone = row_of(apart(numbers, 40_000), Target(1e-3))
+    alone = row_of(spaced_chains(numbers, 40_000), Target(1e-3))
     burst = [n for _ in range(16) for n in (*[0] * 2_500, *[1] * 6, *[2] * 3, 3)]
     together = row_of(burst, Target(1e-3))
     assert alone["basis"] == "observed"
@@ -186,10 +186,10 @@ def test_bursts_make_limits_larger_or_withhold_them() -> None:
 
 
 def test_abandoned_requests_are_censored() -> None:
-    told = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 1200)))
-    chains = retry_chains(told.seamcalls, told.losses)
-    curve = attempts(chains, busy_answers(told.seamcalls, chains))
-    row = limits(curve, chains, told.losses, 1.0, Target(0.05)).row(0, named=True)
+    scenario = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 1200)))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    curve = attempts(chains, busy_answers(scenario.seamcalls, chains))
+    row = limits(curve, chains, scenario.losses, 1.0, Target(0.05)).row(0, named=True)
     assert (row["basis"], row["n_censored"]) == ("withheld", 133)
     assert row["needed_requests"] is None
     assert "recorded under a limit of 3 calls, at which 133 requests were given up" in row["reason"]
@@ -197,10 +197,10 @@ def test_abandoned_requests_are_censored() -> None:
 
 def limit_of(text: str, target: Target, unit: str = "attempts") -> dict[str, Any]:
     """The row of anyone's limit that a story gives."""
-    told = story(text)
-    chains = retry_chains(told.seamcalls, told.losses)
-    curve = attempts(chains, busy_answers(told.seamcalls, chains))
-    rows = LIMITS.check(limits(curve, chains, told.losses, 1.0, target))
+    scenario = story(text)
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    curve = attempts(chains, busy_answers(scenario.seamcalls, chains))
+    rows = LIMITS.check(limits(curve, chains, scenario.losses, 1.0, target))
     return rows.row(
         by_predicate=(pl.col("made_by") == "anyone") & (pl.col("unit") == unit), named=True
     )
@@ -256,9 +256,9 @@ def test_no_number_tells_a_target_from_a_share_that_equals_it() -> None:
 
 def test_more_is_needed_to_tell_the_target_from_a_share_that_was_given_up() -> None:
     text = " ".join(f"B{p} B{p} B{p}" if p % 20 == 0 else f"S{p}" for p in range(1, 400))
-    told = story(text)
-    chains = retry_chains(told.seamcalls, told.losses)
-    curve = attempts(chains, busy_answers(told.seamcalls, chains)).filter(
+    scenario = story(text)
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    curve = attempts(chains, busy_answers(scenario.seamcalls, chains)).filter(
         by="leaf", unit="attempts"
     )
     needed = []
@@ -274,17 +274,17 @@ def test_more_is_needed_to_tell_the_target_from_a_share_that_was_given_up() -> N
 
 
 def by_maker(text: str, causes: dict[str, str], target: Target) -> dict[str, dict[str, Any]]:
-    told = story(text)
-    chains = retry_chains(told.seamcalls, told.losses)
-    answers = busy_answers(told.seamcalls, chains)
-    caused = answers.join(told.seamcalls, on=["source", "seq"]).with_columns(
+    scenario = story(text)
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    answers = busy_answers(scenario.seamcalls, chains)
+    caused = answers.join(scenario.seamcalls, on=["source", "seq"]).with_columns(
         cause=(pl.col("status") % 256).cast(pl.String).replace_strict(causes), rank=pl.lit(1)
     )
     missing = [name for name in BUSY_CAUSES.schema if name not in caused.columns]
     caused = caused.with_columns(pl.lit(None).alias(name) for name in missing)
     table = caused.select(BUSY_CAUSES.schema.names()).cast(BUSY_CAUSES.schema)
     curve = ATTEMPTS.check(attempts(chains, answers, table))
-    rows = LIMITS.check(limits(curve, chains, told.losses, 1.0, target))
+    rows = LIMITS.check(limits(curve, chains, scenario.losses, 1.0, target))
     attempted = rows.filter(pl.col("unit") == "attempts")
     return {row["made_by"]: row for row in attempted.iter_rows(named=True)}
 
@@ -347,9 +347,9 @@ def test_findings_have_limits_by_maker() -> None:
 
 def test_the_number_of_unexplained_answers_is_in_the_reason() -> None:
     rows = by_maker(_MIXED, {"146": "unexplained", "1": "guest"}, Target(0.01, 0.9))
-    told = "78 busy answers are unexplained and count for both host and guest"
+    result = "78 busy answers are unexplained and count for both host and guest"
     assert rows["anyone"]["reason"] is None
-    assert rows["host"]["reason"] == rows["guest"]["reason"] == told
+    assert rows["host"]["reason"] == rows["guest"]["reason"] == result
 
 
 def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
@@ -425,16 +425,16 @@ def test_no_limit_is_given_where_the_share_changes_over_the_recording() -> None:
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=30), min_size=2, max_size=3))
 def test_merging_traces_is_analysing_them_together(traces: list[list[int]]) -> None:
     texts = [" ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(t, 1)) for t in traces]
-    told = [
+    result = [
         story(text).seamcalls.with_columns(source=pl.lit(place, pl.UInt16))
         for place, text in enumerate(texts)
     ]
-    together = pl.concat(told)
+    together = pl.concat(result)
     chains = retry_chains(together, NO_LOSS)
     answers = busy_answers(together, chains)
-    apart_ = [retry_chains(calls, NO_LOSS) for calls in told]
+    apart_ = [retry_chains(calls, NO_LOSS) for calls in result]
     merged = pl.concat(apart_)
-    of_each = [busy_answers(calls, own) for calls, own in zip(told, apart_, strict=True)]
+    of_each = [busy_answers(calls, own) for calls, own in zip(result, apart_, strict=True)]
     target = Target(0.2, 0.8)
     one = limits(attempts(chains, answers), chains, NO_LOSS, 1.0, target)
     other = limits(
@@ -444,7 +444,7 @@ def test_merging_traces_is_analysing_them_together(traces: list[list[int]]) -> N
 
 
 def test_limits_are_reproducible() -> None:
-    numbers = apart(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
+    numbers = spaced_chains(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
     assert row_of(numbers, Target(1e-6)) == row_of(numbers, Target(1e-6))
 
 
@@ -476,9 +476,9 @@ def test_a_boot_of_4_gb_adds_a_million_pages() -> None:
 
 
 def test_a_rate_of_vms_counts_only_calls_that_lose_one() -> None:
-    told = story(" ".join(f"B{p} S{p} blockS{p}" for p in range(1, 40)))
-    chains = retry_chains(told.seamcalls, told.losses)
-    curve = attempts(chains, busy_answers(told.seamcalls, chains))
+    scenario = story(" ".join(f"B{p} S{p} blockS{p}" for p in range(1, 40)))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    curve = attempts(chains, busy_answers(scenario.seamcalls, chains))
     for words, basis in (("1 VM per year", "no_vm_lost"), ("1 per year", "withheld")):
         rate = parse_rate(words)
         rows = LIMITS.check(limits(curve, chains, NO_LOSS, 1.0, Target(rate=rate)))
@@ -514,17 +514,17 @@ def test_the_worst_input_is_named() -> None:
 
 
 def test_what_was_recorded_is_hosts_time_vms_time_and_pages() -> None:
-    told = story("S1 _2s S2 S3#2 K4 B5^1 S6^1")
-    seen = exposure_of(retry_chains(told.seamcalls, told.losses), 7.0)
+    scenario = story("S1 _2s S2 S3#2 K4 B5^1 S6^1")
+    seen = exposure_of(retry_chains(scenario.seamcalls, scenario.losses), 7.0)
     assert seen.host_s == 7.0
     assert seen.vm_s == pytest.approx(2.0, rel=0.1)
     assert seen.n_pages == 3 + 512
-    assert exposure_of(retry_chains(told.seamcalls, told.losses), None).vm_s is None
+    assert exposure_of(retry_chains(scenario.seamcalls, scenario.losses), None).vm_s is None
 
 
 def test_all_limits_for_a_rate_hold_together() -> None:
-    told = story(" ".join(f"S{p} addS{p}" for p in range(1, 30)))
-    found = analyze(told.trace)
+    scenario = story(" ".join(f"S{p} addS{p}" for p in range(1, 30)))
+    found = analyze(scenario.trace)
     many = found.retry_chains["leaf"].n_unique()
     assert many == 2
     rows = limits(
@@ -536,7 +536,7 @@ def test_all_limits_for_a_rate_hold_together() -> None:
 
 
 def test_a_limit_in_time_is_given_in_attempts_of_a_bare_kernel() -> None:
-    chains = chains_of(apart([1] * 40 + [9] * 5, 2_000))
+    chains = chains_of(spaced_chains([1] * 40 + [9] * 5, 2_000))
     chains = chains.with_columns(took_ns=2_000 * pl.col("n_attempts").cast(pl.Int64))
     curve = attempts(chains, coverage.answers_of(chains))
     rows = limits(curve, chains, NO_LOSS, 1.0, Target(6e-3), pace_ns=500.0)
@@ -546,8 +546,8 @@ def test_a_limit_in_time_is_given_in_attempts_of_a_bare_kernel() -> None:
     # Each attempt takes 2 us here and 0.5 us there: as much time is more attempts.
     assert of_time["bare_attempts"] == math.ceil(of_time["limit"] / 500) + 1
     assert of_attempts["bare_attempts"] is None
-    told = limits(curve, chains, NO_LOSS, 1.0, Target(6e-3))
-    assert told["bare_attempts"].null_count() == told.height
+    result = limits(curve, chains, NO_LOSS, 1.0, Target(6e-3))
+    assert result["bare_attempts"].null_count() == result.height
 
 
 def test_without_a_clock_a_rate_is_withheld() -> None:

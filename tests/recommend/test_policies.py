@@ -33,9 +33,9 @@ from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx.leaves import leaf_table
 
 
-def replay(told: Story, *names: str, calls: pl.DataFrame | None = None) -> pl.DataFrame:
-    calls = told.seamcalls if calls is None else calls
-    chains = retry_chains(calls, told.losses)
+def replay(scenario: Story, *names: str, calls: pl.DataFrame | None = None) -> pl.DataFrame:
+    calls = scenario.seamcalls if calls is None else calls
+    chains = retry_chains(calls, scenario.losses)
     chosen = [policy_named(name) for name in names] or None
     return POLICIES.check(policies(chains, busy_answers(calls, chains), chosen))
 
@@ -191,8 +191,8 @@ def test_a_dead_vm_makes_no_more_requests_of_any_leaf() -> None:
 
 
 def test_mainline_retries_faults_and_entries_without_limit_only() -> None:
-    told = story("B1 " * 40 + "S1 " + "enterB " * 40 + "enterX " + "N2 N2 S2 Y3 S3")
-    rows = {row["leaf"]: row for row in replay(told, "mainline").iter_rows(named=True)}
+    scenario = story("B1 " * 40 + "S1 " + "enterB " * 40 + "enterX " + "N2 N2 S2 Y3 S3")
+    rows = {row["leaf"]: row for row in replay(scenario, "mainline").iter_rows(named=True)}
     assert (rows[0]["calls"], rows[0]["n_exceeding"]) == (None, 0)
     # RND_NO_ENTROPY is repeated below every wrapper; SYS_BUSY is not looked for.
     assert (rows[6]["n_exceeding"], rows[6]["n_bugs"]) == (1, 1)
@@ -251,12 +251,12 @@ def test_time_is_spent_until_done_or_stopped() -> None:
 def test_vms_are_counted_once_by_td_or_process_and_unknown_where_neither_is_seen() -> None:
     parts = [(1, 1), (2, 1), (1, 2)]
     text = " ".join(f"blockB{p}#{td} " * 17 + f"blockS{p}#{td}" for p, td in parts)
-    told = story(text)
-    assert replay(told, "v1-series").select("n_bugs", "n_vms_killed").row(0) == (2, 2)
-    blind = without(told.seamcalls, "td_id")
-    assert replay(told, "v1-series", calls=blind)["n_vms_killed"].to_list() == [None]
+    scenario = story(text)
+    assert replay(scenario, "v1-series").select("n_bugs", "n_vms_killed").row(0) == (2, 2)
+    blind = without(scenario.seamcalls, "td_id")
+    assert replay(scenario, "v1-series", calls=blind)["n_vms_killed"].to_list() == [None]
     of_process = blind.with_columns(tgid=pl.lit(77, pl.Int32))
-    assert replay(told, "v1-series", calls=of_process)["n_vms_killed"].to_list() == [1]
+    assert replay(scenario, "v1-series", calls=of_process)["n_vms_killed"].to_list() == [1]
 
 
 def test_entries_are_left_with_host_priority_where_the_caller_gives_up_on_the_entry() -> None:
@@ -312,18 +312,18 @@ def test_columns_that_are_missing_are_named() -> None:
 
 
 def test_the_loops_of_the_replay_do_the_same_when_they_are_compiled() -> None:
-    told = story("B1 B1 K1 S1 B2 N2 S2 blockB3 blockS3 trackP trackS B4 B4 B4 B4 E4")
+    scenario = story("B1 B1 K1 S1 B2 N2 S2 blockB3 blockS3 trackP trackS B4 B4 B4 B4 E4")
     names = ("fixed-2", "mainline", "v1-series")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stops, "choose", lambda _: compiled)
-        of_machine = replay(told, *names)
-    assert of_machine.equals(replay(told, *names))
+        of_machine = replay(scenario, *names)
+    assert of_machine.equals(replay(scenario, *names))
 
 
 def test_answers_that_lack_some_of_their_requests_are_refused() -> None:
-    told = story("B1 B1 S1 B2 S2")
-    chains = retry_chains(told.seamcalls, told.losses)
-    answers = busy_answers(told.seamcalls, chains)
+    scenario = story("B1 B1 S1 B2 S2")
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
+    answers = busy_answers(scenario.seamcalls, chains)
     with pytest.raises(TableError, match="3 busy answers, busy_answers has 2 for these chains"):
         policies(chains, answers[1:])
     # Answers of other chains do no harm.
@@ -458,12 +458,12 @@ def test_hostile_names_of_policies_are_made_safe(tmp_path: Path) -> None:
 
 def test_times_that_add_up_to_more_than_a_column_holds_end_with_it() -> None:
     """A flipped bit of a page's time makes requests that take 146 years."""
-    told = story("B1 2/B2 3/B3 B1 2/B2 3/B3 S1 2/S2 3/S3")
+    scenario = story("B1 2/B2 3/B3 B1 2/B2 3/B3 S1 2/S2 3/S3")
     is_late = pl.col("start_ns").rank() > 3
-    calls = told.seamcalls.with_columns(
+    calls = scenario.seamcalls.with_columns(
         pl.when(is_late).then(pl.col(name) + (1 << 62)).otherwise(name).alias(name)
         for name in ("start_ns", "end_ns")
     )
-    row = replay(told, "fixed-5", calls=calls).row(0, named=True)
+    row = replay(scenario, "fixed-5", calls=calls).row(0, named=True)
     assert row["waited_ns"] > 1 << 62
     assert row["waited_high_ns"] == (1 << 63) - 1

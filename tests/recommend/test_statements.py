@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from bench import coverage
 from scipy import stats
-from support.made_chains import apart, chains_of
+from support.made_chains import chains_of, spaced_chains
 from support.story import story
 
 from tdxtrace.analysis.attempts import attempts
@@ -34,7 +34,7 @@ def high(rows: pl.DataFrame, within: int) -> float:
 
 
 def test_a_share_is_the_upper_end_of_the_exact_interval() -> None:
-    rows = rows_of(apart([1] * 40 + [4] * 20 + [30] * 5, 10_000))
+    rows = rows_of(spaced_chains([1] * 40 + [4] * 20 + [30] * 5, 10_000))
     n = rows["n_requests"][0]
     for within, more in ((1, 65), (2, 25), (5, 5), (16, 5), (64, 0), (1024, 0)):
         exact = stats.beta.ppf(0.95, more + 1, n - more)
@@ -44,7 +44,7 @@ def test_a_share_is_the_upper_end_of_the_exact_interval() -> None:
 
 
 def test_the_smallest_share_is_the_target_that_a_limit_keeps_and_none_below_it() -> None:
-    numbers = apart([1] * 60 + [2] * 30 + [3] * 15 + [9] * 4, 5_000)
+    numbers = spaced_chains([1] * 60 + [2] * 30 + [3] * 15 + [9] * 4, 5_000)
     smallest = rows_of(numbers).filter(kind="smallest").row(0, named=True)
     chains = chains_of(numbers)
     curve = attempts(chains, coverage.answers_of(chains))
@@ -59,8 +59,8 @@ def test_the_smallest_share_is_the_target_that_a_limit_keeps_and_none_below_it()
 
 
 def test_where_the_longest_requests_were_abandoned_larger_limits_are_no_better() -> None:
-    told = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 200)))
-    rows = analyze(told.trace).limit_statements.filter(unit="attempts", kind="asked")
+    scenario = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 200)))
+    rows = analyze(scenario.trace).limit_statements.filter(unit="attempts", kind="asked")
     assert high(rows, 5) == high(rows, 1024) > 22 / 199
     assert rows["more_ratio"].to_list() == pytest.approx([22 / 199] * 6)
 

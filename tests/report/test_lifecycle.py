@@ -19,8 +19,8 @@ UPDATED = f"{RUNS} install(@1 _28ms install)S@1 {RUNS}"
 
 
 def shown(text: str) -> dict[str, Section]:
-    told = analyze(story(text, {1: 7, 2: 7, 9: 7}).trace)
-    return {s.name: s for s in sections(told) if s.name in NAMES}
+    result = analyze(story(text, {1: 7, 2: 7, 9: 7}).trace)
+    return {s.name: s for s in sections(result) if s.name in NAMES}
 
 
 def test_sections_without_content_are_not_shown() -> None:

@@ -229,10 +229,10 @@ def test_an_exported_sample_has_all_calls_and_chains(name: str, tmp_path: Path) 
 HOSTILE = "<script>alert(1)</script>\x1b[31m|](http://x)=cmd()"
 
 
-def hostile(told: Story) -> Trace:
+def hostile(scenario: Story) -> Trace:
     import dataclasses
 
-    trace = told.trace
+    trace = scenario.trace
     source = dataclasses.replace(trace.provenance.sources[0], path=HOSTILE)
     return dataclasses.replace(
         trace,

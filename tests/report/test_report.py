@@ -81,8 +81,8 @@ def test_problems_are_first_then_limits_then_how_often(findings: Findings) -> No
     assert names[:4] == ["short", "verdicts", "limits", "leaf_stats"]
     assert [section.is_detail for section in shown] == [False] * 12 + [True] * (len(shown) - 12)
     first = shown[0].says
-    told = answered("analyze", "log", ZERO_STEPS).lines[0].partition(": tdxtrace")[0]
-    assert first[0] == told[0].upper() + told[1:] + "."
+    result = answered("analyze", "log", ZERO_STEPS).lines[0].partition(": tdxtrace")[0]
+    assert first[0] == result[0].upper() + result[1:] + "."
     assert first[1] == "2,843 SEAMCALLs served 968 requests; retried: 60 (6 %)."
     assert "Maximum attempts of one request: 170 (TDH.VP.ENTER)." in first
     assert "Zero-step mitigation refused entries of a vCPU in 8 episodes." in first
@@ -234,10 +234,10 @@ def test_markdown_fits_the_width_of_a_mail(findings: Findings) -> None:
 
 @pytest.mark.parametrize("name", ["lost.dat.xz", "qemu.perf.txt.xz"])
 def test_json_satisfies_its_schema(name: str) -> None:
-    told = json.loads(answered("report", SAMPLES / name, "--format", "json").text)
-    assert report_breaches(told) == []
-    assert told["n_rows"]["retry_chains"] >= len(told["tables"]["retry_chains"])
-    assert report_breaches(told | {"sections": 3}) != []
+    result = json.loads(answered("report", SAMPLES / name, "--format", "json").text)
+    assert report_breaches(result) == []
+    assert result["n_rows"]["retry_chains"] >= len(result["tables"]["retry_chains"])
+    assert report_breaches(result | {"sections": 3}) != []
 
 
 def test_charts_are_saved_as_images_with_titles(findings: Findings, tmp_path: Path) -> None:
@@ -267,12 +267,12 @@ def test_the_attempts_curve_is_that_of_the_table(findings: Findings) -> None:
 def test_policies_are_shown_with_their_intervals(findings: Findings) -> None:
     rows = policy_rows(findings.policies)
     mainline = rows.filter(policy="mainline", leaf="VP.ENTER").row(0, named=True)
-    told = findings.policies.filter(policy="mainline", leaf=0).row(0, named=True)
-    assert mainline["ratio"] == pytest.approx(told["exceeding_ratio"])
-    assert mainline["share"] == share(told["n_exceeding"], told["n_requests"])
+    result = findings.policies.filter(policy="mainline", leaf=0).row(0, named=True)
+    assert mainline["ratio"] == pytest.approx(result["exceeding_ratio"])
+    assert mainline["share"] == share(result["n_exceeding"], result["n_requests"])
     low, high = mainline["ends"].removesuffix(" %").split(" to ")
-    assert float(low) == pytest.approx(100 * told["exceeding_low"], rel=0.05, abs=0.005)
-    assert float(high) == pytest.approx(100 * told["exceeding_high"], rel=0.05)
+    assert float(low) == pytest.approx(100 * result["exceeding_low"], rel=0.05, abs=0.005)
+    assert float(high) == pytest.approx(100 * result["exceeding_high"], rel=0.05)
     assert not [ends for ends in rows["ends"] if "e-" in ends]
 
 
@@ -340,9 +340,9 @@ def test_json_has_every_row(contended: Findings) -> None:
 
 
 def test_counts_are_those_of_the_screen(findings: Findings) -> None:
-    told = answered("analyze", "log", ZERO_STEPS).text
+    result = answered("analyze", "log", ZERO_STEPS).text
     for fact in facts(findings):
-        assert fact in told
+        assert fact in result
 
 
 def test_each_colour_is_named_by_its_meaning(findings: Findings, contended: Findings) -> None:

@@ -149,9 +149,11 @@ def test_conflicts_with_another_td_are_listed_by_leaf() -> None:
 def test_a_success_is_compared_with_a_busy_answer(stepping: Findings) -> None:
     section = section_of(stepping, "latencies")
     row = stepping.latencies.filter(pl.col("leaf") == 6).row(0, named=True)
-    told = f"TDH.MEM.PAGE.AUG: a success takes {1 / row['busy_ratio']:.3g} times as long as a busy"
-    assert told == "TDH.MEM.PAGE.AUG: a success takes 24 times as long as a busy"
-    assert [says for says in section.says if says.startswith(told)]
+    result = (
+        f"TDH.MEM.PAGE.AUG: a success takes {1 / row['busy_ratio']:.3g} times as long as a busy"
+    )
+    assert result == "TDH.MEM.PAGE.AUG: a success takes 24 times as long as a busy"
+    assert [says for says in section.says if says.startswith(result)]
     assert "(95 % interval: 22 to 26)" in " ".join(section.says)
     assert len(section.grids[0].rows) == stepping.latencies.height
 

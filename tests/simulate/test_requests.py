@@ -99,7 +99,7 @@ def test_what_needs_a_block_ends_where_its_range_is_unblocked() -> None:
     story.call(promote, PAGE, OPERAND_BUSY)
     story.call(unblock, PAGE, by=1)
     story.call(promote, PAGE)
-    of_promote = [told for told in story.end() if told[0] == promote]
+    of_promote = [result for result in story.end() if result[0] == promote]
     assert of_promote == [(promote, 2, "abandoned"), (promote, 1, "succeeded")]
 
 

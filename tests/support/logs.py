@@ -21,9 +21,9 @@ WORDS = st.lists(
 )
 
 
-def with_log(told: Story, *said: dict[str, Any], clock: str = "printk") -> Trace:
+def with_log(scenario: Story, *said: dict[str, Any], clock: str = "printk") -> Trace:
     """The trace of a story, with kernel messages as a second source."""
-    trace = told.trace
+    trace = scenario.trace
     source = dataclasses.replace(
         trace.provenance.sources[0], path="dmesg.txt", format="kernel-log", clock=clock
     )

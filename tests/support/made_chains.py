@@ -24,7 +24,7 @@ def chains_of(n_busy: list[int] | np.ndarray[Any, Any], source: int = 0) -> pl.D
     return chains.select(RETRY_CHAINS.schema.names()).cast(RETRY_CHAINS.schema)
 
 
-def apart(numbers: list[int], clean: int) -> list[int]:
+def spaced_chains(numbers: list[int], clean: int) -> list[int]:
     """Busy requests with so many clean ones between them, not evenly."""
     chance = np.random.default_rng(7)
     gaps = chance.multinomial(clean, np.full(len(numbers), 1 / len(numbers)))

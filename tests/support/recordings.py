@@ -53,12 +53,12 @@ def assert_same_events(
         if name == "losses":
             continue
         other = getattr(text, name).drop(_PLACES, strict=False)
-        mine = frame.drop(_PLACES, strict=False)
-        times = [column for column in _TIMES if column in mine.columns]
-        mine = mine.with_columns(printed(pl.col(column)) for column in times)
-        gone = [column for column in only_binary if column in mine.columns]
+        from_binary = frame.drop(_PLACES, strict=False)
+        times = [column for column in _TIMES if column in from_binary.columns]
+        from_binary = from_binary.with_columns(printed(pl.col(column)) for column in times)
+        gone = [column for column in only_binary if column in from_binary.columns]
         assert all(other[column].is_null().all() for column in gone), f"{name}: {gone} is printed"
-        assert_frame_equal(mine.drop(gone), other.drop(gone))
+        assert_frame_equal(from_binary.drop(gone), other.drop(gone))
 
 
 def as_ns(time: pl.Expr) -> pl.Expr:

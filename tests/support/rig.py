@@ -164,10 +164,10 @@ def compare(chains: pl.DataFrame, ops: list[Op], *, is_relative: bool = False) -
         is_relative: Whether the capture's times are relative to its first event.
     """
     score, ends = Score(), outcomes(ops)
-    mine = by_key(chain_rows(chains), _chain_key)
-    theirs = by_key(sorted(ops, key=lambda op: op.start_ns), lambda op: op.key)
-    for key in mine.keys() | theirs.keys():
-        found, real = mine.get(key, []), theirs.get(key, [])
+    own = by_key(chain_rows(chains), _chain_key)
+    chains_of_key = by_key(sorted(ops, key=lambda op: op.start_ns), lambda op: op.key)
+    for key in own.keys() | chains_of_key.keys():
+        found, real = own.get(key, []), chains_of_key.get(key, [])
         for chain, op in zip(found, real, strict=False):
             _compare_one(score, chain, op, ends[op], is_relative=is_relative)
         score.extra += [shown(chain) for chain in found[len(real) :]]
@@ -202,14 +202,16 @@ def compare_lossy(chains: pl.DataFrame, ops: list[Op]) -> Score:
     A chain that is not cut must equal an operation; cut chains are only counted.
     """
     score = Score()
-    theirs = by_key(sorted(ops, key=lambda op: op.start_ns), lambda op: op.key)
+    chains_of_key = by_key(sorted(ops, key=lambda op: op.start_ns), lambda op: op.key)
     used: set[Op] = set()
     for chain in chain_rows(chains):
         if chain["outcome"] == "cut":
             score.cut += 1
             continue
         near = [
-            op for op in theirs.get(_chain_key(chain), []) if _fits(chain, op, is_relative=False)
+            op
+            for op in chains_of_key.get(_chain_key(chain), [])
+            if _fits(chain, op, is_relative=False)
         ]
         exact = [op for op in near if op not in used and _is_one(chain, op)]
         if exact:

@@ -70,8 +70,8 @@ def _made(batch: RecordBatch, reader: LineReader) -> Made:
     names = [event.name for event in reader.registry.events]
     clock = reader.resolution_ns, reader.has_integer_clock
     entries = {key: (e.line_no, e.n_lines) for key, e in reader.stats.entries.items()}
-    told = account(reader.stats)
-    return Made(columns(batch, names), told, clock, sorted(set(names)), entries)
+    names_known = account(reader.stats)
+    return Made(columns(batch, names), names_known, clock, sorted(set(names)), entries)
 
 
 def by_line(lines: Sequence[bytes], form: str) -> Made:
@@ -103,13 +103,13 @@ def by_block(
 
 def same(lines: Sequence[bytes], form: str, sizes: Sequence[int] = (200,)) -> None:
     """Both ways must give the same."""
-    slow, quick = by_line(lines, form), by_block(lines, form, sizes)
-    for slot in slow.columns.keys() | quick.columns.keys():
-        one, other = slow.columns.get(slot), quick.columns.get(slot)
+    by_lines, from_loop = by_line(lines, form), by_block(lines, form, sizes)
+    for slot in by_lines.columns.keys() | from_loop.columns.keys():
+        one, other = by_lines.columns.get(slot), from_loop.columns.get(slot)
         if one != other:
             assert one is not None, slot
             assert other is not None, slot
             at = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-            number = slow.columns["line"][at]
+            number = by_lines.columns["line"][at]
             assert (slot, lines[number - 1], one[at]) == (slot, lines[number - 1], other[at])
-    assert slow == quick
+    assert by_lines == from_loop

@@ -77,8 +77,8 @@ def test_a_schema_rejects_values_outside_the_types_of_the_table(
     change: dict[str, Any], said: str
 ) -> None:
     assert breaches(SEAMCALLS, [VALID_ROW]) == []
-    (told, *_) = breaches(SEAMCALLS, [VALID_ROW | change])
-    assert any(word in told for word in said.split("|"))
+    (result, *_) = breaches(SEAMCALLS, [VALID_ROW | change])
+    assert any(word in result for word in said.split("|"))
 
 
 @pytest.mark.parametrize("name", ["status", "gpa", "td_id", "start_ns", "tid", "in_irq"])

@@ -74,8 +74,8 @@ def test_the_strictest_limit_counts(
     for name, text in (_FILES | more).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    told = {n: (limits.get(n, resource.RLIM_INFINITY), 0) for n in range(16)}
-    monkeypatch.setattr(resource, "getrlimit", told.__getitem__)
+    result = {n: (limits.get(n, resource.RLIM_INFINITY), 0) for n in range(16)}
+    monkeypatch.setattr(resource, "getrlimit", result.__getitem__)
     assert free_bytes(tmp_path) == free * MIB
 
 

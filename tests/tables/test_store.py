@@ -173,10 +173,10 @@ STRANGE = {
 def test_invalid_provenance_is_reported_as_damage(kind: str, copied: Path) -> None:
     folder, change = copied, STRANGE[kind]
     facts = json.loads((folder / "provenance.json").read_text())
-    told = facts["provenance"]
-    source = told["sources"][0]
+    result = facts["provenance"]
+    source = result["sources"][0]
     for name, value in change.items() if isinstance(change, dict) else ():
-        (source if name in source or name == "unknown" else told)[name] = value
+        (source if name in source or name == "unknown" else result)[name] = value
     text = change if isinstance(change, str) else json.dumps(change or [1])
     (folder / "provenance.json").write_text(json.dumps(facts) if isinstance(change, dict) else text)
     with pytest.raises(InputError, match=r"its provenance.json is damaged"):

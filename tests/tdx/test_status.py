@@ -277,5 +277,5 @@ def test_code_low_half_and_run_time_bits_make_up_the_word(value: int) -> None:
 @pytest.mark.parametrize("bits", [0, 1 << 60, 1 << 61, 3 << 60])
 def test_a_busy_operand_is_told_whatever_bits_the_module_sets(bits: int) -> None:
     on_sept = word.is_busy_on(STATUS, word.TDX_OPERAND_ID_SEPT)
-    told = ask(on_sept, 0x8000020000000092 | bits, 0x80000200000000A9 | bits, 0xC000020000000092)
-    assert told == [True, False, False]
+    result = ask(on_sept, 0x8000020000000092 | bits, 0x80000200000000A9 | bits, 0xC000020000000092)
+    assert result == [True, False, False]

@@ -19,8 +19,8 @@ def chains(findings: Findings, *columns: str) -> list[tuple[object, ...]]:
 
 
 def test_a_fault_that_needs_a_page_table_first_is_one_chain() -> None:
-    told = chains(found("aug-septadd-aug.txt"), "leaf", "n_attempts", "outcome", "settled_seq")
-    assert told == [(6, 2, "succeeded", None), (3, 1, "succeeded", None)]
+    result = chains(found("aug-septadd-aug.txt"), "leaf", "n_attempts", "outcome", "settled_seq")
+    assert result == [(6, 2, "succeeded", None), (3, 1, "succeeded", None)]
 
 
 def test_caches_are_written_back_on_all_packages_at_once() -> None:
@@ -35,13 +35,13 @@ def test_caches_are_written_back_on_all_packages_at_once() -> None:
 
 def test_a_return_without_an_entry_is_no_attempt() -> None:
     findings = found("stale-busy.txt")
-    told = findings.retry_chains.filter(tid=101).sort("start_ns")
-    assert told.select("leaf", "n_attempts", "n_busy", "outcome").rows() == [
+    result = findings.retry_chains.filter(tid=101).sort("start_ns")
+    assert result.select("leaf", "n_attempts", "n_busy", "outcome").rows() == [
         (0, 1, 0, "succeeded"),
         (0, 2, 1, "succeeded"),
     ]
 
 
 def test_a_call_that_two_instances_recorded_counts_once() -> None:
-    told = chains(found("two-instances.txt"), "leaf", "n_attempts", "n_busy", "outcome")
-    assert told == [(6, 2, 1, "succeeded")]
+    result = chains(found("two-instances.txt"), "leaf", "n_attempts", "n_busy", "outcome")
+    assert result == [(6, 2, 1, "succeeded")]

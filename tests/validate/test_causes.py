@@ -67,11 +67,11 @@ def test_a_wrong_cause_is_counted_and_fails(
 ) -> None:
     found: Callable[[Iterable[BusyEvidence]], pl.DataFrame] = busy_causes
 
-    def spoilt(gather_evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
-        table = found(gather_evidence)
+    def spoilt(evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
+        table = found(evidence)
         own = pl.col("cause") == "host_conflict"
-        told = pl.when(own).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
-        return table.with_columns(cause=told.cast(pl.Enum(CAUSES)))
+        result = pl.when(own).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
+        return table.with_columns(cause=result.cast(pl.Enum(CAUSES)))
 
     monkeypatch.setattr(scorer, "busy_causes", spoilt)
     score = scorer.score_causes(_captured())
@@ -82,9 +82,9 @@ def test_a_wrong_cause_is_counted_and_fails(
 def test_a_wrong_holder_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = busy_causes
 
-    def spoilt(gather_evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
+    def spoilt(evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
         other = pl.col("holder_seq") + 1, pl.col("holder_tid") + 1
-        return found(gather_evidence).with_columns(*other)
+        return found(evidence).with_columns(*other)
 
     monkeypatch.setattr(scorer, "busy_causes", spoilt)
     score = scorer.score_causes(_captured())

@@ -26,14 +26,14 @@ SUCCESS = 0
 def test_the_log_is_what_was_measured(generation: str, capture: dict[str, Any]) -> None:
     plan = Plan("lifecycle", generation, "mainline", 31, 60)
     run = simulated(plan)
-    told = defaultdict(list)
+    result = defaultdict(list)
     for call in sorted(run.journal.calls, key=lambda call: call.end_ns):
         if call.leaf in MEASURED and call.status == SUCCESS:
-            told[id(call.td)].append((call.leaf, call.gpa if call.leaf in WITH_PAGE else None))
-    assert len(told) > 1
+            result[id(call.td)].append((call.leaf, call.gpa if call.leaf in WITH_PAGE else None))
+    assert len(result) > 1
     made = capture_run(run, Cell(plan, **capture))
     assert made is not None
     log = measurement_log(made.trace.seamcalls).with_columns(name=leaf_name(pl.col("leaf")))
     builds = log.partition_by("td_id", "build", maintain_order=True)
     found = [build.select("name", "gpa").rows() for build in builds]
-    assert sorted(found, key=str) == sorted(told.values(), key=str)
+    assert sorted(found, key=str) == sorted(result.values(), key=str)

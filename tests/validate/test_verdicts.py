@@ -74,9 +74,9 @@ def test_a_wrong_cause_is_seen_at_its_episode(lie: str) -> None:
     made = _captured(ATTACK)
     causes = made.findings.zero_step_causes
     first = pl.int_range(pl.len()) == 0
-    told = pl.when(first).then(pl.lit(lie, causes.schema["cause"])).otherwise("cause")
+    result = pl.when(first).then(pl.lit(lie, causes.schema["cause"])).otherwise("cause")
     counts = score_step_causes(
-        _with_findings(made, zero_step_causes=causes.with_columns(cause=told))
+        _with_findings(made, zero_step_causes=causes.with_columns(cause=result))
     )
     assert counts.counts["wrong"] == 1
     assert counts.counts[f"cause churned {lie}"] == 1
@@ -202,8 +202,8 @@ def test_the_tables_have_a_row_for_each_kind_of_answer() -> None:
     assert rows[1][:2] == ["a", "1/2"]
     assert "0/3" in rows[1]
     assert set(rows[2][1:5]) == {"-"}
-    told = Counter({"sure tdr_busy right": 2, "BUG busy wrong": 1, "BUG": 1, "BUG_false": 1})
-    said = accusation_rows(told)
+    result = Counter({"sure tdr_busy right": 2, "BUG busy wrong": 1, "BUG": 1, "BUG_false": 1})
+    said = accusation_rows(result)
     assert said[1] == ["rule tdr_busy", "2", "-", "-", "-", "-", "-"]
     assert said[2][:3] == ["BUG busy", "-", "1"]
     assert len({len(row) for row in said}) == 1

@@ -33,12 +33,12 @@ def tick(calls: pl.DataFrame, entries: pl.DataFrame | None = None) -> Tick:
 
 def watched(text: str, *, pieces: int = 1) -> RunningTotals:
     """Totals of a story, fed in a number of ticks."""
-    told = story(text)
-    calls = told.seamcalls.sort("seq")
+    scenario = story(text)
+    calls = scenario.seamcalls.sort("seq")
     totals = RunningTotals()
     size = max(1, -(-calls.height // pieces))
     for begin in range(0, max(1, calls.height), size):
-        totals.take(tick(calls[begin : begin + size], told.vm_entries if not begin else None))
+        totals.take(tick(calls[begin : begin + size], scenario.vm_entries if not begin else None))
     return totals
 
 
@@ -82,8 +82,8 @@ def test_episodes_are_those_of_the_whole_in_any_number_of_ticks(
     text: str, n_episodes: int, pieces: int
 ) -> None:
     """Interrupts and faults on a page that is missing are no progress; other exits are."""
-    told = story(text)
-    whole = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
+    scenario = story(text)
+    whole = zero_steps(scenario.seamcalls, scenario.vm_entries, scenario.page_faults)
     totals = watched(text, pieces=pieces)
     assert whole.height == totals.quantity("zero-steps") == n_episodes
     assert totals.n_refused == whole["n_refused"].sum()
@@ -130,9 +130,9 @@ def test_memory_is_bounded() -> None:
 
 
 def test_totals_can_be_written_as_json() -> None:
-    told = json.loads(json.dumps(watched("B1 S1 enterB*1").to_dict()))
-    assert told["leaves"]["TDH.MEM.PAGE.AUG"]["max_attempts"] == 2
-    assert told["in_flight"] == 1
+    result = json.loads(json.dumps(watched("B1 S1 enterB*1").to_dict()))
+    assert result["leaves"]["TDH.MEM.PAGE.AUG"]["max_attempts"] == 2
+    assert result["in_flight"] == 1
 
 
 def test_open_chains_of_unique_requests_are_limited(

@@ -20,8 +20,8 @@ BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
 
 def broken(text: str, before: str = BEFORE) -> list[tuple[str, int, int | None]]:
-    told = story(f"{before} {text}")
-    table = BROKEN_RULES.check(broken_rules(gather_evidence(told.trace, mask=mask_of("B"))))
+    scenario = story(f"{before} {text}")
+    table = BROKEN_RULES.check(broken_rules(gather_evidence(scenario.trace, mask=mask_of("B"))))
     return list(table.select("rule", "leaf", "evidence_seq").iter_rows())
 
 
@@ -32,9 +32,9 @@ def rules(text: str, before: str = BEFORE) -> list[str]:
 def test_of_several_vcpus_the_last_to_leave_shows_that_none_was_kicked() -> None:
     """Thread 2 leaves while the TRACK is at work: it may have been out when that looked."""
     ((rule, _, evidence),) = broken("2/enter( 3/enter( trackS track( 2/)Q )P 3/)H")
-    told = story(f"{BEFORE} 2/enter( 3/enter( trackS track( 2/)Q )P 3/)H")
+    scenario = story(f"{BEFORE} 2/enter( 3/enter( trackS track( 2/)Q )P 3/)H")
     assert rule == "track_without_kick"
-    assert told.seamcalls.filter(pl.col("seq") == evidence)["tid"].to_list() == [3]
+    assert scenario.seamcalls.filter(pl.col("seq") == evidence)["tid"].to_list() == [3]
 
 
 def test_every_rule_has_its_text_and_its_source() -> None:
@@ -114,8 +114,8 @@ def test_a_probed_common_function_proves_that_unrecorded_calls_were_not_made() -
 
 
 def test_the_evidence_is_the_other_row() -> None:
-    told = story(f"{BEFORE} blockB1 demoteT1")
-    block = told.seamcalls.filter(leaf=7)["seq"][-1]
+    scenario = story(f"{BEFORE} blockB1 demoteT1")
+    block = scenario.seamcalls.filter(leaf=7)["seq"][-1]
     assert broken("blockB1 demoteT1") == [("dropped_block", 15, block)]
 
 
@@ -163,8 +163,8 @@ def test_a_second_failure_counts_after_a_kick_only(text: str, expected: list[str
     [("", "weak"), ("_ 8/reclaimS", "weak"), ("_7ms 8/reclaimS", "strong")],
 )
 def test_a_recording_that_ends_after_two_tries_may_hide_a_third(later: str, expected: str) -> None:
-    told = story(f"9/S5 8/blockS7 2/enter( blockB1 2/)Q _ blockB1 {later}")
-    found = broken_rules(gather_evidence(told.trace, mask=mask_of("B")))
+    scenario = story(f"9/S5 8/blockS7 2/enter( blockB1 2/)Q _ blockB1 {later}")
+    found = broken_rules(gather_evidence(scenario.trace, mask=mask_of("B")))
     assert found.filter(rule="busy_after_kick")["confidence"].to_list() == [expected]
 
 
@@ -303,10 +303,10 @@ def test_a_level_that_was_not_recorded_names_no_entry() -> None:
 
 
 def test_no_rule_speaks_of_migration() -> None:
-    told = story("trackK")
+    scenario = story("trackK")
     pause = parse_leaf("TDH.EXPORT.PAUSE")[0]
-    calls = told.seamcalls.with_columns(leaf=pl.lit(pause, pl.UInt16))
-    trace = dataclasses.replace(told.trace, seamcalls=calls)
+    calls = scenario.seamcalls.with_columns(leaf=pl.lit(pause, pl.UInt16))
+    trace = dataclasses.replace(scenario.trace, seamcalls=calls)
     assert broken_rules(gather_evidence(trace)).is_empty()
 
 
@@ -344,9 +344,9 @@ def test_a_td_is_being_built_until_it_is_finalized_or_runs(text: str, expected: 
 
 
 def test_a_broken_rule_outranks_the_holder() -> None:
-    told = story(f"{BEFORE} 2/(1 K1 2/)S")
+    scenario = story(f"{BEFORE} 2/(1 K1 2/)S")
     (row,) = (
-        busy_causes(gather_evidence(told.trace, mask=ALL_GENERATIONS)).filter(rank=1).to_dicts()
+        busy_causes(gather_evidence(scenario.trace, mask=ALL_GENERATIONS)).filter(rank=1).to_dicts()
     )
     assert (row["cause"], row["rule"]) == ("kernel_bug", "aug_busy_on_entry")
     assert (row["holder_tid"], row["lock"]) == (2, "SEPT_ENTRY")

@@ -24,9 +24,9 @@ SEVEN_FAULTS = "2/enterH " + "2/enterX " * 7
 AUG, VIOLATION, BUSY_TREE = 6, 48, 0x8000_0200_0000_0092
 
 
-def answers(told: Story, generation: str = "") -> list[dict[str, Any]]:
+def answers(scenario: Story, generation: str = "") -> list[dict[str, Any]]:
     mask = mask_of(generation) if generation else ALL_GENERATIONS
-    table = BUSY_CAUSES.check(busy_causes(gather_evidence(told.trace, mask=mask)))
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(scenario.trace, mask=mask)))
     assert table.filter(rank=1)["seq"].is_unique().all()
     return table.filter(rank=1).to_dicts()
 
@@ -114,11 +114,11 @@ def answer_beside_entry(
     of thread 3; ``overlap``: ns from the event after its start to its end; ``clock``: fields of
     the source.
     """
-    told = story(f"{BEFORE} {text}").trace
+    scenario = story(f"{BEFORE} {text}").trace
     entered = pl.col("start_ns").filter(pl.col("tid") == 2, pl.col("status") == VIOLATION).last()
     refused, mine = pl.col("status") == BUSY_TREE, (pl.col("tid") == 1) & (pl.col("leaf") == AUG)
     start = pl.when(refused & mine).then(entered + 500).otherwise("start_ns")
-    calls = told.seamcalls.with_columns(start_ns=start).with_columns(
+    calls = scenario.seamcalls.with_columns(start_ns=start).with_columns(
         end_ns=pl.when(refused)
         .then(pl.col("start_ns") + 1000)
         .when(pl.col("tid") == 3)
@@ -126,9 +126,9 @@ def answer_beside_entry(
         .otherwise("end_ns")
     )
     given = {"clock_resolution_ns": 1, **clock}
-    source = dataclasses.replace(told.provenance.sources[0], **given)
-    known = dataclasses.replace(told.provenance, sources=(source,))
-    finer = dataclasses.replace(told, seamcalls=calls, provenance=known)
+    source = dataclasses.replace(scenario.provenance.sources[0], **given)
+    known = dataclasses.replace(scenario.provenance, sources=(source,))
+    finer = dataclasses.replace(scenario, seamcalls=calls, provenance=known)
     table = BUSY_CAUSES.check(busy_causes(gather_evidence(finer, mask=mask_of(generation))))
     return next(row for row in table.filter(rank=1).to_dicts() if row["tid"] == 1)
 
@@ -198,11 +198,11 @@ def test_an_armed_entry_is_no_cause_if_host_calls_have_no_entry_probes(
     starts: bool, expected: str
 ) -> None:
     """A capture of chosen returns, as ``capture --level minimal``, may lack the holder's leaf."""
-    told = story(f"{BEFORE} {SEVEN_FAULTS} {REFUSED} 2/enter( 1/enterB 2/)X").trace
+    scenario = story(f"{BEFORE} {SEVEN_FAULTS} {REFUSED} 2/enter( 1/enterB 2/)X").trace
     if not starts:
-        calls = told.seamcalls.with_columns(start_ns=pl.when(leaf=0).then("start_ns"))
-        told = dataclasses.replace(told, seamcalls=calls)
-    evidence = gather_evidence(told, mask=mask_of("B"), entry_ns=2 * STEP_NS)
+        calls = scenario.seamcalls.with_columns(start_ns=pl.when(leaf=0).then("start_ns"))
+        scenario = dataclasses.replace(scenario, seamcalls=calls)
+    evidence = gather_evidence(scenario, mask=mask_of("B"), entry_ns=2 * STEP_NS)
     table = busy_causes(evidence).filter(rank=1, tid=1)
     assert table["cause"].to_list() == [expected]
 
@@ -235,12 +235,12 @@ def test_a_call_that_may_hold_the_tree_outranks_an_armed_entry(
     armed: str, ends: int, expected: str
 ) -> None:
     entry = "3/block(6 2/enter( B1 2/)X 3/)S"
-    told = (
+    result = (
         f"{SEVEN_FAULTS} {REFUSED} {entry}"
         if armed == "before"
         else f"{SEVEN_FAULTS} {entry} {REFUSED}"
     )
-    row = answer_beside_entry(told, ends=ends)
+    row = answer_beside_entry(result, ends=ends)
     # Beside a gate that may as well have had it, even a call that surely had it is no proof.
     assert f"{row['cause']} {row['confidence']}" == expected
 
@@ -277,18 +277,18 @@ def test_a_silent_cpu_lost_no_events_if_losses_are_marked(
     tool: str | None, form: str, expected: str
 ) -> None:
     """CPU 1 makes a hundred calls and then none: its vCPU halted, or its buffer was full."""
-    told = story(100 * "9/trackS@1 " + ARMED_ENTRY).trace
-    source = dataclasses.replace(told.provenance.sources[0], tool=tool, format=form)
-    told = dataclasses.replace(
-        told, provenance=dataclasses.replace(told.provenance, sources=(source,))
+    scenario = story(100 * "9/trackS@1 " + ARMED_ENTRY).trace
+    source = dataclasses.replace(scenario.provenance.sources[0], tool=tool, format=form)
+    scenario = dataclasses.replace(
+        scenario, provenance=dataclasses.replace(scenario.provenance, sources=(source,))
     )
-    evidence = gather_evidence(told, mask=mask_of("B"), entry_ns=2 * STEP_NS)
+    evidence = gather_evidence(scenario, mask=mask_of("B"), entry_ns=2 * STEP_NS)
     table = busy_causes(evidence).filter(rank=1, tid=1)
     assert table["cause"].to_list() == [expected]
 
 
-def rows_of(told: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
-    trace = dataclasses.replace(told.trace, seamcalls=calls)
+def rows_of(scenario: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
+    trace = dataclasses.replace(scenario.trace, seamcalls=calls)
     mask = mask_of(generation) if generation else ALL_GENERATIONS
     table = BUSY_CAUSES.check(busy_causes(gather_evidence(trace, mask=mask)))
     return table.filter(rank=1).to_dicts()
@@ -401,15 +401,15 @@ def test_a_call_that_was_refused_before_a_lock_never_had_it() -> None:
 
 def test_idle_threads_of_two_cpus_are_not_one_thread() -> None:
     text = f"{BEFORE} 0/cachewb(@3! 0/cachewbK@9! "
-    told = story(text + "7/S5")
+    scenario = story(text + "7/S5")
     status = pl.when(pl.col("cpu") == 9).then(0x8000_0200_0000_00BC).otherwise("status")
-    calls = told.seamcalls.with_columns(status=status.cast(pl.UInt64))
+    calls = scenario.seamcalls.with_columns(status=status.cast(pl.UInt64))
     calls = calls.with_columns(
         end_ns=pl.when((pl.col("tid") == 0) & (pl.col("cpu") == 3))
-        .then(told.now)
+        .then(scenario.now)
         .otherwise("end_ns"),
     )
-    (row,) = rows_of(told, calls)
+    (row,) = rows_of(scenario, calls)
     assert (row["cause"], row["holder_leaf"]) == ("host_conflict", 40)
 
 
@@ -427,26 +427,26 @@ def test_where_holders_are_missing_a_guest_is_a_weak_answer() -> None:
 
 
 def test_without_entry_probes_nothing_overlaps() -> None:
-    told = story(f"{BEFORE} 2/block(1 B1 2/)S")
-    (row,) = rows_of(told, without(told.seamcalls, "start_ns"))
+    scenario = story(f"{BEFORE} 2/block(1 B1 2/)S")
+    (row,) = rows_of(scenario, without(scenario.seamcalls, "start_ns"))
     assert (row["cause"], row["lacks"]) == ("unexplained", "entry_probes")
 
 
 def test_without_arguments_the_td_is_not_known() -> None:
-    told = story(f"{BEFORE} 2/block(1 B1 2/)S")
-    (row,) = rows_of(told, without(told.seamcalls, "td_id", "gpa", "level", "vp_id"))
+    scenario = story(f"{BEFORE} 2/block(1 B1 2/)S")
+    (row,) = rows_of(scenario, without(scenario.seamcalls, "td_id", "gpa", "level", "vp_id"))
     assert (row["cause"], row["lacks"]) == ("unexplained", "arguments")
 
 
-def widened(told: Story, ns: int = 15_000) -> Trace:
+def widened(scenario: Story, ns: int = 15_000) -> Trace:
     """The trace, with its losses prolonged by ``ns``."""
-    losses = told.losses.with_columns(end_ns=pl.col("end_ns") + ns)
-    return dataclasses.replace(told.trace, losses=losses)
+    losses = scenario.losses.with_columns(end_ns=pl.col("end_ns") + ns)
+    return dataclasses.replace(scenario.trace, losses=losses)
 
 
 def test_an_attempt_beside_a_loss_is_unexplained() -> None:
-    told = story(f"{BEFORE} 2/enter( lost removeK1 2/)H")
-    (row,) = busy_causes(gather_evidence(widened(told), mask=mask_of("B"))).to_dicts()
+    scenario = story(f"{BEFORE} 2/enter( lost removeK1 2/)H")
+    (row,) = busy_causes(gather_evidence(widened(scenario), mask=mask_of("B"))).to_dicts()
     assert (row["cause"], row["lacks"]) == ("unexplained", "lost_events")
     assert answer("2/enter( removeK1 2/)H", "B")[0] == "guest"
 
@@ -500,8 +500,8 @@ def the_answer(trace: Trace) -> dict[str, Any]:
 
 
 def test_a_call_without_an_end_is_listed_but_not_the_answer() -> None:
-    told = story(f"{BEFORE} 2/block(1 B1")
-    table = busy_causes(gather_evidence(told.trace, mask=mask_of("B")))
+    scenario = story(f"{BEFORE} 2/block(1 B1")
+    table = busy_causes(gather_evidence(scenario.trace, mask=mask_of("B")))
     assert table["cause"].to_list() == ["unexplained", "host_conflict"]
     assert table["lacks"].to_list() == ["trace_edge", None]
     assert table["holder_leaf"].to_list() == [None, 7]
@@ -525,21 +525,21 @@ WORDS = [
 
 def _well_formed(words: list[str]) -> str:
     """Drop returns without a call."""
-    is_open, told = False, []
+    is_open, result = False, []
     for word in words:
         if word.startswith("2/") and ((")" in word) != is_open):
             continue
         is_open = is_open ^ ("(" in word or ")" in word) if word.startswith("2/") else is_open
-        told.append(word)
-    return " ".join(told)
+        result.append(word)
+    return " ".join(result)
 
 
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from(WORDS), max_size=14).map(_well_formed))
 def test_every_busy_attempt_has_one_answer_and_shares_sum_to_one(text: str) -> None:
-    told = story(text)
-    table = BUSY_CAUSES.check(busy_causes(gather_evidence(told.trace)))
-    status = told.seamcalls["status"].cast(pl.Float64)
+    scenario = story(text)
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(scenario.trace)))
+    status = scenario.seamcalls["status"].cast(pl.Float64)
     n_busy = int(((status >= 0x8000_0200_0000_0000) & (status < 0x8000_0203_0000_0000)).sum())
     assert table.filter(rank=1).height == n_busy
     shares = CAUSE_SHARES.check(cause_shares(table))

@@ -22,9 +22,9 @@ BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
 
 def values(text: str, generation: str = "B") -> dict[tuple[str, int], dict[str, Any]]:
-    told = story(f"{BEFORE} {text}")
-    sources = list(gather_evidence(told.trace, mask=mask_of(generation)))
-    chains = retry_chains(told.seamcalls, told.losses)
+    scenario = story(f"{BEFORE} {text}")
+    sources = list(gather_evidence(scenario.trace, mask=mask_of(generation)))
+    chains = retry_chains(scenario.seamcalls, scenario.losses)
     table = LOCK_VALUES.check(lock_values(sources, busy_causes(sources), chains))
     return {(row["lock"], row["leaf"]): row for row in table.iter_rows(named=True)}
 
@@ -87,8 +87,8 @@ SEVEN_FAULTS = "2/enterH " + "2/enterX " * 7
 
 
 def waits(text: str) -> dict[str, Any]:
-    told: Story = story(f"{BEFORE} {SEVEN_FAULTS} {text}")
-    table = ENTRY_WAITS.check(entry_waits(gather_evidence(told.trace, mask=mask_of("B"))))
+    scenario: Story = story(f"{BEFORE} {SEVEN_FAULTS} {text}")
+    table = ENTRY_WAITS.check(entry_waits(gather_evidence(scenario.trace, mask=mask_of("B"))))
     (row,) = table.to_dicts()
     return row
 
@@ -112,6 +112,6 @@ def test_without_a_known_holder_the_wait_is_null() -> None:
 
 
 def test_no_busy_attempts_give_an_empty_table() -> None:
-    told = story("S1 S2")
-    assert entry_waits(gather_evidence(told.trace)).is_empty()
+    scenario = story("S1 S2")
+    assert entry_waits(gather_evidence(scenario.trace)).is_empty()
     assert isinstance(entry_waits([]), pl.DataFrame)

@@ -69,9 +69,9 @@ def test_causes_follow_from_the_candidates_in_order(
     assert np.diff(first).tolist() == [len(part) for part in ordered]
 
     ranked = [rows[row] for row in order]
-    told = list(zip(*ranked, strict=True)) if ranked else [()] * 9
+    result = list(zip(*ranked, strict=True)) if ranked else [()] * 9
     of_candidate: list[Any] = [
-        np.array(told[at], kind)
+        np.array(result[at], kind)
         for at, kind in (
             *((5, np.uint8), (1, np.uint8), (6, np.int64), (2, np.int64)),
             *((3, np.bool_), (8, np.bool_), (7, np.uint8)),
