@@ -20,7 +20,7 @@ _OF_UPDATE: Final = ("TDH.SYS.SHUTDOWN", "TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH
 # Minimum total of other events within one update's length before and after the update.  With this
 # many, their absence during the update is not chance (a Poisson count with mean 10 is 0 once in
 # 22,000).
-_ENOUGH: Final = 10
+_MIN_NEARBY: Final = 10
 _FEW: Final = (
     "{n} other events were recorded in equally long intervals before and after it, too few to show "
     "that all CPUs stopped; record KVM's entries and SEAMCALLs while TDs run"
@@ -168,7 +168,7 @@ def _why_unknown(
     )
     if lost.height:
         return _LOST
-    return None if n_near >= _ENOUGH else _FEW.format(n=n_near)
+    return None if n_near >= _MIN_NEARBY else _FEW.format(n=n_near)
 
 
 def _waits(before: pl.DataFrame, meanwhile: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:

@@ -27,8 +27,8 @@ _BEGINS: Final = '{"type": "printf", "data": "tdxtrace histogram '
 # Outcomes by the number in the script: capture/histogram.py.
 OUTCOMES: Final = {0: "succeeded", 1: "failed", 2: "resolved_elsewhere", 3: "abandoned"}
 # A line of 65,536 keys of 60 characters, twice.
-_LONGEST_LINE: Final = 8 << 20
-_MOST: Final = 2**63
+_MAX_LINE_BYTES: Final = 8 << 20
+_MAX_COUNT: Final = 2**63
 Key = tuple[int, ...]
 Counts = dict[Key, int]
 
@@ -87,7 +87,7 @@ def read_histogram(path: Path) -> Histogram:
 
 def _read(file: BinaryIO, name: str) -> Histogram:
     reader = HistogramReader(name)
-    for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
+    for line in iter(lambda: file.readline(_MAX_LINE_BYTES), b""):
         reader.read_line(line)
     return reader.result()
 
@@ -102,7 +102,7 @@ class HistogramReader:
         self._name = name
         self._n_lines = 0
         self._found: Histogram | None = None
-        self._opened: Counts = {}
+        self._open_requests: Counts = {}
         self._n_done = 0
 
     def read_line(self, line: bytes) -> None:
@@ -113,13 +113,13 @@ class HistogramReader:
         """
         self._n_lines += 1
         where = f"{self._name}, line {self._n_lines}"
-        kind, data = _parsed(line, where)
+        kind, data = _parse_line(line, where)
         if self._found is not None:
             self._read_data(self._found, kind, data, where)
         elif kind:
             if kind != "printf":
                 raise FormatError(f"{where}: not the start of a tdxtrace histogram")
-            self._found = _head(str(data), self._name)
+            self._found = _parse_head(str(data), self._name)
 
     def _read_data(self, found: Histogram, kind: str, data: object, where: str) -> None:
         if kind == "printf" and (mark := _MARK.fullmatch(str(data))):
@@ -133,11 +133,11 @@ class HistogramReader:
         if label == "@requests":
             self.prints.append((found.last_ns, _numbers(counts, 4, where)))
         elif label == "@open":
-            self._opened = _opened(counts, where)
+            self._open_requests = _parse_open(counts, where)
         elif label == "@done":
             self._n_done = sum(_numbers(counts, 2, where).values())
         else:
-            _keep(found, label, counts, where)
+            _store_map(found, label, counts, where)
 
     def result(self) -> Histogram:
         """Return the histogram read so far, with its table.
@@ -147,13 +147,13 @@ class HistogramReader:
         """
         if self._found is None:
             raise FormatError(f"{self._name}: it is empty")
-        self._found.requests = _rows(self._found, self.prints, self._opened)
+        self._found.requests = _rows(self._found, self.prints, self._open_requests)
         if self.prints:
             self._found.n_not_kept = max(0, self._n_done - sum(self.prints[-1][1].values()))
         return self._found
 
 
-def _parsed(line: bytes, where: str) -> tuple[str, object]:
+def _parse_line(line: bytes, where: str) -> tuple[str, object]:
     """Kind and data of a line; a blank line has neither."""
     if not line.strip():
         return "", None
@@ -166,7 +166,7 @@ def _parsed(line: bytes, where: str) -> tuple[str, object]:
         ) from None
 
 
-def _head(text: str, name: str) -> Histogram:
+def _parse_head(text: str, name: str) -> Histogram:
     head = _HEAD.fullmatch(text)
     if head is None:
         raise FormatError(
@@ -178,7 +178,7 @@ def _head(text: str, name: str) -> Histogram:
     return Histogram(one_line(head[2], 80), at, at)
 
 
-def _keep(found: Histogram, label: str, counts: object, where: str) -> None:
+def _store_map(found: Histogram, label: str, counts: object, where: str) -> None:
     """Keep a map that is printed whole each time: its last print counts."""
     if label == "@status":
         found.statuses = _statuses(counts, where)
@@ -197,7 +197,7 @@ def _times(cell: dict[str, object], where: str) -> tuple[int, int, int]:
 
 
 def _number(value: object, where: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT:
         return value
     raise FormatError(f"{where}: {one_line(str(value), 40)} is not a count")
 
@@ -224,7 +224,7 @@ def _key(text: str, n_parts: int, where: str) -> Key:
     return tuple(int(part) for part in parts)
 
 
-def _opened(counts: object, where: str) -> Counts:
+def _parse_open(counts: object, where: str) -> Counts:
     """Requests that were open at the end, by leaf and attempts."""
     if not isinstance(counts, dict):
         raise FormatError(f"{where}: not a map")
@@ -237,7 +237,9 @@ def _opened(counts: object, where: str) -> Counts:
     return dict(found)
 
 
-def _rows(found: Histogram, prints: list[tuple[int, Counts]], opened: Counts) -> pl.DataFrame:
+def _rows(
+    found: Histogram, prints: list[tuple[int, Counts]], open_requests: Counts
+) -> pl.DataFrame:
     """The ``request_counts`` table: differences of prints, and what was open at the end."""
     rows: list[tuple[int, int, int, int, int, str, int, int]] = []
     before: Counts = {}
@@ -254,7 +256,7 @@ def _rows(found: Histogram, prints: list[tuple[int, Counts]], opened: Counts) ->
         before, begin = counts, end
     last = max(1, len(prints))
     start = prints[-2][0] if len(prints) > 1 else found.first_ns
-    for (tgid, leaf, n), count in sorted(opened.items()):
+    for (tgid, leaf, n), count in sorted(open_requests.items()):
         rows.append((last, start, found.last_ns, tgid, leaf, COUNTED_OUTCOMES[-1], n, count))
     return REQUEST_COUNTS.conform(
         pl.DataFrame(rows, schema=REQUEST_COUNTS.schema, orient="row").sort(REQUEST_COUNTS.key)

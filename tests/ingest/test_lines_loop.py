@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.damage import ODD, damaged, partly_damaged
+from support.damage import ODD_BYTES, damaged, partly_damaged
 from support.effort import times
 from support.recordings import SAMPLES, SHARED
 from support.texts import read_text
@@ -134,7 +134,7 @@ def test_the_interpreted_run_agrees_on_damaged_text(path: Path) -> None:
         text = b"".join(line + b"\n" for line in [*some, luck.choice(lines)])
         room = luck.choice((1, 3, 9)), luck.choice((2, 64, 67, 300)), luck.choice((1, 3, 9))
         sizes = both_ways(text, patterns, n_events, *room)
-        assert (sizes[0] == 0) == (room[1] < loops.MOST_FIELDS)
+        assert (sizes[0] == 0) == (room[1] < loops.MAX_FIELDS)
         assert sizes[0] == 0 or text[: sizes[0]].endswith(b"\n")
         assert sizes[1] == sizes[2] + sizes[5]
         n_read, n_left = n_read + sizes[2], n_left + sizes[5]
@@ -146,7 +146,7 @@ def test_the_interpreted_run_agrees_on_damaged_text(path: Path) -> None:
 @given(
     st.lists(
         st.one_of(
-            st.binary(max_size=90), st.text(alphabet=ODD.decode("latin-1")).map(str.encode)
+            st.binary(max_size=90), st.text(alphabet=ODD_BYTES.decode("latin-1")).map(str.encode)
         ).map(lambda line: line.replace(b"\n", b"") + b"\n"),
         max_size=5,
     ),
@@ -245,7 +245,7 @@ def test_numbers_with_blanks_around(run: Callable[[Any], Any], text: bytes, widt
     for blanks, pattern in (
         (loops.NO_BLANKS, rb"([0-9]+)"),
         (loops.BLANKS_BEFORE, rb" *([0-9]+)"),
-        (loops.BLANKS_BEHIND, rb"([0-9]+) *"),
+        (loops.BLANKS_AFTER, rb"([0-9]+) *"),
     ):
         row = np.zeros((1, loops.PREFIX_COLUMNS), U)
         row[0, loops.TID : loops.TID + 3] = 0, width, blanks

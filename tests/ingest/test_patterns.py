@@ -25,7 +25,7 @@ def test_columns_of_a_prefix() -> None:
     columns = columns_of(FTRACE, found[1], prefix_of(*found))
     assert columns is not None
     assert dict(columns.numbers) == {
-        loops.TID: ColumnSpan(17, 24, loops.BLANKS_BEHIND),
+        loops.TID: ColumnSpan(17, 24, loops.BLANKS_AFTER),
         loops.CPU: ColumnSpan(26, 29),
         loops.WHOLE: ColumnSpan(37, 42, loops.BLANKS_BEFORE),
         loops.PART: ColumnSpan(43, 49),
@@ -59,7 +59,7 @@ def test_a_prefix_whose_columns_say_too_little_is_not_learned(pattern: str, line
     found = match_prefix(line, (row,))
     assert found is not None
     cache = PatternCache(lambda line: line_formats.read_prefix(line, (row,)), FieldLayouts())
-    assert not cache.learn_prefix(line, found[1], prefix_of(*found), 0)
+    assert not cache.add_prefix(line, found[1], prefix_of(*found), 0)
 
 
 def test_what_arguments_look_like() -> None:

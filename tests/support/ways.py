@@ -78,7 +78,7 @@ def by_line(lines: Sequence[bytes], form: str) -> Made:
     """What the line-at-a-time reader makes of the lines."""
     reader = LineReader(form, EventRegistry(), SourceStats())
     found = [line for n, text in enumerate(lines, 1) if (line := reader.line(n, text)) is not None]
-    reader.tell_seen()
+    reader.flush_timestamps()
     return _made(to_batch(found, reader.layouts), reader)
 
 

@@ -34,8 +34,8 @@ _SIZE_BYTES: Final = 8
 # Limits of one entry.  journald accepts fields of up to 768 MiB, but an entry usually has some 30
 # fields of one line each, and no kernel message has more than 1000 lines or 1 MiB (Linux
 # LOG_LINE_MAX is 1 KiB).
-_MOST_LINES: Final = 1000
-_MOST_BYTES: Final = 1 << 20
+_MAX_LINES: Final = 1000
+_MAX_BYTES: Final = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -73,9 +73,9 @@ class _Open:
         """Add a line; return whether the lines exceed the limits of an entry."""
         self.texts.append(text)
         self.n_bytes += len(text)
-        return len(self.texts) > _MOST_LINES or self.n_bytes > _MOST_BYTES
+        return len(self.texts) > _MAX_LINES or self.n_bytes > _MAX_BYTES
 
-    def nothing(self) -> Entry:
+    def unreadable(self) -> Entry:
         """Return the lines as an entry that could not be read."""
         text = next((text for text in self.texts if text.strip(" {[")), "")
         return Entry(self.number, len(self.texts), None, text)
@@ -99,7 +99,7 @@ class JsonEntries:
             last = 0 if _OPENS.search(text) else 1
             found = parse_json("\n".join(whole.texts) + "}")
             n_lines = len(whole.texts) + last
-            yield whole.nothing() if found is None else Entry(whole.number, n_lines, found, "")
+            yield whole.unreadable() if found is None else Entry(whole.number, n_lines, found, "")
             if found is None and last:
                 yield Entry(number, 1, None, text, is_frame=True)
             if last:
@@ -107,7 +107,7 @@ class JsonEntries:
         if _OPENS.search(text):
             if self._open is not None:
                 # The open object contains this one, so its own lines only frame entries.
-                yield self._open.nothing()._replace(is_frame=True)
+                yield self._open.unreadable()._replace(is_frame=True)
             self._open = _Open(number)
             text = "{"
         if self._open is not None and self._open.add(text):
@@ -117,7 +117,7 @@ class JsonEntries:
         """Yield the object that is still open at the end of the input, as unreadable."""
         rest, self._open = self._open, None
         if rest is not None:
-            yield rest.nothing()
+            yield rest.unreadable()
 
 
 @dataclass(slots=True)
@@ -167,7 +167,7 @@ class FieldEntries:
         assert self._binary is not None
         self._binary += line + b"\n"
         size = int.from_bytes(self._binary[:_SIZE_BYTES], "little")
-        if len(self._binary) >= _SIZE_BYTES + min(size, _MOST_BYTES) + 1:
+        if len(self._binary) >= _SIZE_BYTES + min(size, _MAX_BYTES) + 1:
             value = bytes(self._binary[_SIZE_BYTES : _SIZE_BYTES + size])
             self._fields.setdefault(self._key, value.decode("utf-8", "replace"))
             self._binary = None
@@ -177,7 +177,7 @@ class FieldEntries:
         whole, self._open = self._open, None
         fields, self._fields, self._binary, self._key = self._fields, {}, None, ""
         if whole is not None:
-            made = whole.nothing()
+            made = whole.unreadable()
             yield made._replace(line=of_journal(fields) if "MESSAGE" in fields else None)
 
 

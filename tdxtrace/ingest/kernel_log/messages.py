@@ -126,8 +126,8 @@ def _suppressed(found: re.Match[str]) -> MessageFields | None:
     return {"function": found["function"], "n_events": int(found["n"])}
 
 
-def _number(text: str | None, most_digits: int) -> int | None:
-    return int(text) if text is not None and len(text) <= most_digits else None
+def _number(text: str | None, max_digits: int) -> int | None:
+    return int(text) if text is not None and len(text) <= max_digits else None
 
 
 Reader = Callable[[re.Match[str]], MessageFields | None]

@@ -116,7 +116,7 @@ _HOST: Final = re.compile(
     re.DOTALL,
 )
 # Most prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
-_MOST_LAYERS: Final = 12
+_MAX_LAYERS: Final = 12
 BOOT: Final = re.compile(r"^-- (?:Boot|Reboot)\b")
 HEADER: Final = re.compile(
     r"^\s*$|^#+(?:\s(?!.{0,9}\[ *\d)|$)|^-- (?:Boot|Reboot|Journal|Logs|No entries)\b"
@@ -191,7 +191,7 @@ class _Peeled:
 def _peel(line: str) -> _Peeled:
     """Remove the prefixes of a line, and its indentation."""
     peeled = _Peeled(_QUOTED.sub("", line.replace("\xa0", " "), count=1))
-    for _ in range(_MOST_LAYERS):
+    for _ in range(_MAX_LAYERS):
         if not any(layer(peeled) for layer in _LAYERS):
             break
     peeled.text = peeled.text.lstrip()
@@ -237,12 +237,12 @@ def _printk(peeled: _Peeled) -> bool:
     else:
         peeled.ts_ns = int(numbers["sec"]) * _SECOND_NS + int(numbers["frac"]) * 1000
     peeled.clock, peeled.text, peeled.is_log = PRINTK, found["rest"], True
-    behind = _HOST.match(peeled.text)
-    if behind is None or peeled.has_date:
+    program = _HOST.match(peeled.text)
+    if program is None or peeled.has_date:
         return True
-    if behind["who"] == "kernel":
-        peeled.clock, peeled.text = MONOTONIC, behind["rest"] or ""
-    elif behind["pid"]:  # a process logged it: journalctl -o short-monotonic without -k
+    if program["who"] == "kernel":
+        peeled.clock, peeled.text = MONOTONIC, program["rest"] or ""
+    elif program["pid"]:  # a process logged it: journalctl -o short-monotonic without -k
         peeled.of_kernel = False
     return True
 
@@ -278,10 +278,10 @@ def _dated(peeled: _Peeled) -> bool:
 
 def _take_host(peeled: _Peeled, named: bool) -> None:
     """Remove host and program; with ``named``, a line without them is not from the kernel."""
-    behind = _HOST.match(peeled.text)
-    is_kernel = behind is not None and behind["who"] == "kernel"
-    if behind is not None and (named or is_kernel):
-        peeled.text, peeled.has_program = behind["rest"] or "", True
+    program = _HOST.match(peeled.text)
+    is_kernel = program is not None and program["who"] == "kernel"
+    if program is not None and (named or is_kernel):
+        peeled.text, peeled.has_program = program["rest"] or "", True
         peeled.is_log |= is_kernel
     peeled.of_kernel = is_kernel or (peeled.of_kernel and not named)
 

@@ -26,7 +26,7 @@ _MAX_TEXT: Final = 400
 # Most lines of registers after a failed SEAMCALL: the longest form has three.
 _MAX_REGISTER_LINES: Final = 3
 # Largest number in the column n_lines.
-_MOST_COUNTED: Final = 255
+_MAX_COUNTED: Final = 255
 SEVERAL_BOOTS: Final = "printk of several boots"
 
 
@@ -123,7 +123,7 @@ class MessageReader:
             if found is not None:
                 is_overlong = len(found.text) > MAX_LINE_BYTES
                 # Column n_lines holds at most _MOST_COUNTED.
-                counted = min(n_lines, _MOST_COUNTED)
+                counted = min(n_lines, _MAX_COUNTED)
                 self.stats.n_headers += n_lines - counted
                 self._message(found, number, counted, is_overlong=is_overlong)
             elif is_frame or prefixes.HEADER.match(text):
@@ -180,7 +180,7 @@ class MessageReader:
         if row["message"] == "warning":
             self._open = None
         self._n_registers += 1
-        counted = min(n_lines, _MOST_COUNTED - row["n_lines"])
+        counted = min(n_lines, _MAX_COUNTED - row["n_lines"])
         row["n_lines"] += counted
         self.stats.n_headers += n_lines - counted
         return True

@@ -19,7 +19,7 @@ from tdxtrace.tdx import releases
 from tdxtrace.tdx.word import ERROR_BIT
 
 # A message has some 150 characters, a narrow terminal 40 columns.
-_MOST_LINES: Final = 6
+_MAX_LINES: Final = 6
 
 
 class WholeLine(NamedTuple):
@@ -40,54 +40,54 @@ class WholeLine(NamedTuple):
 class LogMender:
     """Joins wrapped lines of one log."""
 
-    _held: list[WholeLine] = field(default_factory=list)
+    _pending: list[WholeLine] = field(default_factory=list)
     """A line with a prefix, and the lines without one that follow it."""
 
     def feed(self, number: int, line: LogLine, raw: str, n_bytes: int) -> Iterator[WholeLine]:
         """Yield each line once its end is certain; ``raw`` is the line with its prefix."""
-        begins = bool(self._held) and _is_another(self._held[0].line.text, line.text)
-        if line.has_prefix or begins or len(self._held) == _MOST_LINES:
+        begins = bool(self._pending) and _are_separate(self._pending[0].line.text, line.text)
+        if line.has_prefix or begins or len(self._pending) == _MAX_LINES:
             yield from self.finish()
         made = WholeLine(number, 1, line, n_bytes, raw)
-        if line.has_prefix or begins or self._held:
-            self._held.append(made)
+        if line.has_prefix or begins or self._pending:
+            self._pending.append(made)
         else:
             yield made
 
     def finish(self) -> Iterator[WholeLine]:
         """Yield the lines that are still held back."""
-        held, self._held = self._held, []
-        if len(held) < 2:
-            yield from held
+        pending, self._pending = self._pending, []
+        if len(pending) < 2:
+            yield from pending
             return
-        first, texts = held[0], [made.line.text for made in held]
-        n, text = _unfold(held)
+        first, texts = pending[0], [made.line.text for made in pending]
+        n, text = _unfold(pending)
         if n == 1:
             n, text = join(texts)
-        if n == 1 and _understood(text) is None:
+        if n == 1 and _parse_fields(text) is None:
             # The line may have been cut within its prefix.
             whole = prefixes.split_prefix(first.raw.rstrip() + texts[1])
             n_more, joined = join([whole.text, *texts[2:]])
-            if not joined or _understood(joined) is not None:
+            if not joined or _parse_fields(joined) is not None:
                 n, text, first = n_more + 1, joined, first._replace(line=whole)
         yield first._replace(
             n_lines=n,
             line=first.line._replace(text=text or first.line.text),
-            n_bytes=sum(made.n_bytes for made in held[:n]),
+            n_bytes=sum(made.n_bytes for made in pending[:n]),
             is_cut=not text,
         )
-        yield from held[n:]
+        yield from pending[n:]
 
 
-def _is_another(first: str, text: str) -> bool:
+def _are_separate(first: str, text: str) -> bool:
     """Return whether both lines are messages of their own: of two kinds, or each with a status."""
-    one, other = _understood(first), _understood(text)
+    one, other = _parse_fields(first), _parse_fields(text)
     if one is None or other is None or "message" not in one or "message" not in other:
         return False
     return one["message"] != other["message"] or ("status" in one and "status" in other)
 
 
-def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
+def _unfold(pending: Sequence[WholeLine]) -> tuple[int, str]:
     """Join lines that a mailer folded as quoted-printable (RFC 2045 6.7).
 
     A line that continues ends with "=", and "=" itself is written "=3D", so there is only one way
@@ -96,13 +96,13 @@ def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
     Returns:
         Number of lines and their text; 1 and the first text if they were not folded.
     """
-    first = text = held[0].line.text
+    first = text = pending[0].line.text
     n = 1
-    while text.endswith("=") and n < len(held):
-        text = text[:-1] + held[n].raw.rstrip("\r")
+    while text.endswith("=") and n < len(pending):
+        text = text[:-1] + pending[n].raw.rstrip("\r")
         n += 1
     text = text.replace("=3D", "=")
-    is_folded = n > 1 and _rank(_understood(text)) > _rank(_understood(first))
+    is_folded = n > 1 and _rank(_parse_fields(text)) > _rank(_parse_fields(first))
     return (n, text) if is_folded else (1, first)
 
 
@@ -112,14 +112,14 @@ def join(texts: Sequence[str]) -> tuple[int, str]:
     Args:
         texts: The text after a prefix, followed by lines without a prefix.
     """
-    best, rank = (1, texts[0]), _rank(_understood(texts[0]))
-    readings = [_understood(texts[0])]
+    best, rank = (1, texts[0]), _rank(_parse_fields(texts[0]))
+    readings = [_parse_fields(texts[0])]
     for n in range(2, len(texts) + 1):
         for blanks in product((" ", ""), repeat=n - 1):
             text = texts[0].rstrip() + "".join(
                 blank + other.strip() for blank, other in zip(blanks, texts[1:n], strict=True)
             )
-            fields = _understood(text)
+            fields = _parse_fields(text)
             if fields is None or _rank(fields) < rank:
                 continue
             if _rank(fields) > rank:
@@ -127,7 +127,7 @@ def join(texts: Sequence[str]) -> tuple[int, str]:
             readings.append(fields)
     if any(fields != readings[0] for fields in readings if fields is not None):
         return max(best[0], 2), ""
-    return best if rank > (False, 0) else _about_tdx(texts)
+    return best if rank > (False, 0) else _join_about_tdx(texts)
 
 
 def _rank(fields: MessageFields | None) -> tuple[bool, int]:
@@ -140,7 +140,7 @@ def _rank(fields: MessageFields | None) -> tuple[bool, int]:
     return fields.get("status", ERROR_BIT) >= ERROR_BIT, len(fields)
 
 
-def _about_tdx(texts: Sequence[str]) -> tuple[int, str]:
+def _join_about_tdx(texts: Sequence[str]) -> tuple[int, str]:
     """Join lines that only together are about TDX, in a message without fields.
 
     Returns:
@@ -154,7 +154,7 @@ def _about_tdx(texts: Sequence[str]) -> tuple[int, str]:
     return 1, texts[0]
 
 
-def _understood(text: str) -> MessageFields | None:
+def _parse_fields(text: str) -> MessageFields | None:
     """Return the fields of a message, with its name, or of registers; None for other text."""
     found = messages.parse_message(text)
     if found is not None:

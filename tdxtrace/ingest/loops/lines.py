@@ -68,23 +68,23 @@ class Columns(NamedTuple):
 EVENT_AT, COMM_AT, COMM_MASK_1, COMM_MASK_2, FLAGS_AT, FLAGS_MASK = range(6)
 TID, TGID, CPU, WHOLE, PART = range(6, 21, 3)
 N_NUMBERS: Final = 5
-WHOLE_NS, PART_NS, MOST_WHOLE, N_LITERALS, LITERALS = range(21, 26)
-NO_BLANKS, BLANKS_BEFORE, BLANKS_BEHIND = range(3)
+WHOLE_NS, PART_NS, MAX_WHOLE, N_LITERALS, LITERALS = range(21, 26)
+NO_BLANKS, BLANKS_BEFORE, BLANKS_AFTER = range(3)
 # A literal has three columns: the offset of a word, its value, and a mask of the bits to compare.
-MOST_LITERALS: Final = 24
-PREFIX_COLUMNS: Final = LITERALS + 3 * MOST_LITERALS
+MAX_LITERALS: Final = 24
+PREFIX_COLUMNS: Final = LITERALS + 3 * MAX_LITERALS
 # Columns of LinePatterns.names; the words of the name begin at NAME_WORDS.
 NAME_SIZE, NAME_EVENT, NAME_ROOT, NAME_OPENS, NAME_WORDS = range(5)
 # The kernel allows 64 bytes for a name and for its group (MAX_EVENT_NAME_LEN, Linux
 # kernel/trace/trace.h); names in use are far shorter.
-MOST_NAME_WORDS: Final = 8
-NAME_COLUMNS: Final = NAME_WORDS + MOST_NAME_WORDS
+MAX_NAME_WORDS: Final = 8
+NAME_COLUMNS: Final = NAME_WORDS + MAX_NAME_WORDS
 # Kinds of nodes.  HEX and DECIMAL numbers become fields; SKIPPED hexadecimal digits do not.
 LITERAL, HEX, DECIMAL, SKIPPED, END = map(U, range(5))
 # Most fields of one line, in words.
-MOST_FIELDS: Final = 64
+MAX_FIELDS: Final = 64
 # Most threads that one call can record.
-MOST_THREADS: Final = 2048
+MAX_THREADS: Final = 2048
 THREAD_COLUMNS: Final = 5
 
 _NONE: Final = U(0xFFFFFFFFFFFFFFFF)
@@ -176,7 +176,7 @@ def has_room(into: Columns, n_read: U, n_words: U, n_left: U, n_threads: U) -> b
         n_read < U(len(into.line))
         and n_left < U(len(into.left))
         and n_threads < U(len(into.threads))
-        and n_words + U(MOST_FIELDS) <= U(len(into.words))
+        and n_words + U(MAX_FIELDS) <= U(len(into.words))
     )
 
 
@@ -224,7 +224,7 @@ def read_prefix_of(
         if numbers[k] == _NONE:
             return False
     whole, part = numbers[3], numbers[4]
-    if whole >= known[prefix, MOST_WHOLE]:
+    if whole >= known[prefix, MAX_WHOLE]:
         return False
     flags = words[at + known[prefix, FLAGS_AT]] & known[prefix, FLAGS_MASK]
     meaning = find_flags(patterns.flags, flags_key(prefix, flags))
@@ -386,7 +386,7 @@ def read_event(
 def name_key(words: U64Array, at: U) -> tuple[U, U]:
     """Return a hash and the length of the name at a byte: up to a blank or control character."""
     key = size = _0
-    for _ in range(MOST_NAME_WORDS):
+    for _ in range(MAX_NAME_WORDS):
         word = words[at + size]
         marks = (word - _PRINTED) & ~word & _HIGH
         n = _first_mark(marks) if marks != _0 else _8

@@ -48,7 +48,7 @@ _SWITCH: Final = re.compile(
     r"(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
 )
 # Largest call depth that the tracer follows: Linux include/linux/ftrace.h, FTRACE_RETFUNC_DEPTH.
-_MOST_OPEN: Final = 50
+_MAX_OPEN: Final = 50
 # Separator lines, and the report that no call was skipped (funcgraph-overrun).
 _RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]|^ *\(Overruns: 0\)\s*$")
 
@@ -149,7 +149,7 @@ class GraphReader:
         if call is None:
             return closed if end is None or end["function"] is None else end["function"]
         if call["end"] == "{":
-            del below[_MOST_OPEN:]
+            del below[_MAX_OPEN:]
             below.append((indent, call["function"]))
         return call["function"]
 

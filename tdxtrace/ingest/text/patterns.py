@@ -25,16 +25,16 @@ from tdxtrace.ingest.text.line_formats import UNITS, LinePrefix
 
 # Limits with room for what one capture has: a few prefixes, as timestamps and threads get more
 # digits over time; a pattern for each exit reason of kvm_exit.
-_MOST_PREFIXES: Final = 16
-_MOST_ASKED: Final = 256
-_MOST_FLAGS: Final = 1024
-_MOST_NAMES: Final = 4096
-_MOST_PATTERNS: Final = 96
+_MAX_PREFIXES: Final = 16
+_MAX_CHECKED: Final = 256
+_MAX_FLAGS: Final = 1024
+_MAX_NAMES: Final = 4096
+_MAX_PATTERNS: Final = 96
 # Longer prefixes and arguments are left to the line-at-a-time reader.
-_MOST_PREFIX_BYTES: Final = 160
-_MOST_ARGUMENT_BYTES: Final = 512
+_MAX_PREFIX_BYTES: Final = 160
+_MAX_ARGUMENT_BYTES: Final = 512
 _COMM_BYTES: Final = 16
-_MOST_FLAG_BYTES: Final = 7
+_MAX_FLAG_BYTES: Final = 7
 _INT64_MAX: Final = (1 << 63) - 1
 _NUMBERS: Final = {"tid": lines.TID, "tgid": lines.TGID, "cpu": lines.CPU, "frac": lines.PART}
 # Thread names that could be misread without fixed columns; the loop leaves other ambiguous names
@@ -43,7 +43,7 @@ _NAMES: Final = (
     *("a", "a-1", "a 1", "1", "-", "a:b", "[0]", "a-1 [0]", "1/2", "a (1)", "1.5", "d..1"),
     *("abcd", "a abcd"),
 )
-_ALL: Final = (1 << 64) - 1
+_U64_MASK: Final = (1 << 64) - 1
 _HEX: Final = re.compile(r"[0-9a-f]{1,16}")
 # Sixteen digits would be bare hexadecimal: fields.to_word.
 _DECIMAL: Final = re.compile(r"[0-9]{1,15}")
@@ -115,7 +115,7 @@ class PrefixColumns:
         made[lines.WHOLE_NS] = self.whole_ns
         n_part = made[lines.PART + 1]
         made[lines.PART_NS] = self.whole_ns // 10**n_part
-        made[lines.MOST_WHOLE] = _INT64_MAX // self.whole_ns
+        made[lines.MAX_WHOLE] = _INT64_MAX // self.whole_ns
         words = self._literal_words()
         made[lines.N_LITERALS] = len(words)
         made[lines.LITERALS :] = [number for word in words for number in word]
@@ -134,8 +134,8 @@ class PrefixColumns:
     @property
     def fits(self) -> bool:
         """Whether the prefix is within the limits of the loop."""
-        is_word = self.flags.end - self.flags.start <= _MOST_FLAG_BYTES
-        return is_word and len(self._literal_words()) <= lines.MOST_LITERALS
+        is_word = self.flags.end - self.flags.start <= _MAX_FLAG_BYTES
+        return is_word and len(self._literal_words()) <= lines.MAX_LITERALS
 
 
 def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixColumns | None:
@@ -150,7 +150,7 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
     unit = next((name for name in UNITS if name in groups), None)
     event = len(line[: found.start("rest")].rstrip(" ")) + 1
     digits = len(groups.get("frac", ""))
-    if unit is None or event > found.start("rest") or event > _MOST_PREFIX_BYTES or digits > 9:
+    if unit is None or event > found.start("rest") or event > _MAX_PREFIX_BYTES or digits > 9:
         return None
     names = {**_NUMBERS, unit: lines.WHOLE}
     numbers: list[tuple[int, ColumnSpan]] = []
@@ -189,12 +189,12 @@ def _number_cell(line: str, start: int, end: int, taken: int, name: str) -> Colu
     Other numbers, and the fraction of a timestamp, keep their own columns; None if these are more
     than 16.
     """
-    before, behind = _blanks_around(line, start, end, taken)
+    before, after = _blanks_around(line, start, end, taken)
     can_grow = end - start < 8 and name != "frac"
     if before > 1 and can_grow:
         return ColumnSpan(max(start - before + 1, end - 8), end, lines.BLANKS_BEFORE)
-    if behind > 1 and can_grow:
-        return ColumnSpan(start, min(end + behind - 1, start + 8), lines.BLANKS_BEHIND)
+    if after > 1 and can_grow:
+        return ColumnSpan(start, min(end + after - 1, start + 8), lines.BLANKS_AFTER)
     return ColumnSpan(start, end) if end - start <= 16 else None
 
 
@@ -207,9 +207,9 @@ def _comm_cell(line: str, end: int, taken: int, comm: str) -> ColumnSpan | None:
     start = end - len(comm)
     if line[start:end] != comm or start < taken or end - start > _COMM_BYTES:
         return None
-    before, behind = _blanks_around(line, start, end, taken)
-    if behind > 1 and before < 2:
-        return ColumnSpan(start, min(end + behind - 1, start + _COMM_BYTES), lines.BLANKS_BEHIND)
+    before, after = _blanks_around(line, start, end, taken)
+    if after > 1 and before < 2:
+        return ColumnSpan(start, min(end + after - 1, start + _COMM_BYTES), lines.BLANKS_AFTER)
     first = start - before
     return ColumnSpan(max(first + (first > 0), end - _COMM_BYTES), end, lines.BLANKS_BEFORE)
 
@@ -225,7 +225,7 @@ class _Name:
     """Patterns of one event name: an event without rows, or a tree of argument patterns."""
 
     event: int = 0
-    opens: bool = False
+    has_parenthesis: bool = False
     tree: Tree = field(default_factory=dict)
     n_patterns: int = 0
 
@@ -240,35 +240,33 @@ class PatternCache:
     prefixes: dict[PrefixColumns, int] = field(default_factory=dict)
     version: int = 0
     """Number of patterns, names and flags learned so far."""
-    _asked: dict[PrefixColumns, bool] = field(default_factory=dict)
+    _checked: dict[PrefixColumns, bool] = field(default_factory=dict)
     """Whether the check of these columns by the line-at-a-time reader succeeded."""
     _flags: dict[tuple[int, str], int] = field(default_factory=dict)
     _names: dict[bytes, _Name] = field(default_factory=dict)
     _packed: tuple[int, LinePatterns] | None = None
 
-    def learn_prefix(
-        self, line: str, found: re.Match[str], prefix: LinePrefix, in_irq: int
-    ) -> bool:
+    def add_prefix(self, line: str, found: re.Match[str], prefix: LinePrefix, in_irq: int) -> bool:
         """Learn the prefix of a line; return whether the loop can read it."""
         columns = columns_of(line, found, prefix)
         if columns is None or line.startswith((">", "#")):
             return False
         if columns not in self.prefixes:
-            if len(self.prefixes) >= _MOST_PREFIXES or len(self._asked) >= _MOST_ASKED:
+            if len(self.prefixes) >= _MAX_PREFIXES or len(self._checked) >= _MAX_CHECKED:
                 return False
-            if columns not in self._asked:
-                self._asked[columns] = self._is_right(line, columns, prefix)
-            if not self._asked[columns]:
+            if columns not in self._checked:
+                self._checked[columns] = self._passes_check(line, columns, prefix)
+            if not self._checked[columns]:
                 return False
             self.prefixes[columns] = len(self.prefixes)
             self.version += 1
         key = self.prefixes[columns], prefix.flags
-        if key not in self._flags and len(self._flags) < _MOST_FLAGS:
+        if key not in self._flags and len(self._flags) < _MAX_FLAGS:
             self._flags[key] = in_irq
             self.version += 1
         return key in self._flags
 
-    def _is_right(self, line: str, columns: PrefixColumns, prefix: LinePrefix) -> bool:
+    def _passes_check(self, line: str, columns: PrefixColumns, prefix: LinePrefix) -> bool:
         """Return whether the line-at-a-time reader agrees for other names and numbers there."""
         comm = columns.comm
         width = comm.end - comm.start
@@ -295,14 +293,14 @@ class PatternCache:
                     return False
         return True
 
-    def learn_name(self, name: str, event: int, args: str) -> None:
+    def add_name(self, name: str, event: int, args: str) -> None:
         """Learn the name of an event without rows; of ``args`` only an initial "(" matters."""
         key = name.encode("latin-1") + b":"
         if key not in self._names and self._has_room_for(key):
             self._names[key] = _Name(event, args.startswith("("))
             self.version += 1
 
-    def learn_arguments(
+    def add_arguments(
         self, name: str, event: int, args: str, fields: Fields, decode: Decoder
     ) -> None:
         """Learn a pattern of the arguments of an event.
@@ -316,8 +314,8 @@ class PatternCache:
         """
         key = name.encode("latin-1") + b":"
         known = self._names.get(key) or _Name()
-        is_full = known.n_patterns >= _MOST_PATTERNS or not self._has_room_for(key)
-        if is_full or len(args) > _MOST_ARGUMENT_BYTES:
+        is_full = known.n_patterns >= _MAX_PATTERNS or not self._has_room_for(key)
+        if is_full or len(args) > _MAX_ARGUMENT_BYTES:
             return
         tokens = arguments_of(args, fields, decode)
         if tokens is None:
@@ -336,8 +334,8 @@ class PatternCache:
 
     def _has_room_for(self, name: bytes) -> bool:
         """Return whether the loop can match a name (with its colon) and the table has room."""
-        is_word = len(name) < 8 * lines.MOST_NAME_WORDS and min(name) > ord(" ")
-        return is_word and (name in self._names or len(self._names) < _MOST_NAMES)
+        is_word = len(name) < 8 * lines.MAX_NAME_WORDS and min(name) > ord(" ")
+        return is_word and (name in self._names or len(self._names) < _MAX_NAMES)
 
     def packed(self) -> LinePatterns:
         """Return all patterns as arrays for the loop; arrays returned earlier stay unchanged."""
@@ -370,7 +368,7 @@ class PatternCache:
             slot = (_name_key(key) >> 32) & (len(table) - 1)
             while table[slot, lines.NAME_SIZE]:
                 slot = (slot + 1) % len(table)
-            row = len(key), name.event, roots[key], name.opens
+            row = len(key), name.event, roots[key], name.has_parenthesis
             table[slot, : lines.NAME_WORDS] = row
             words = _words(key)
             table[slot, lines.NAME_WORDS : lines.NAME_WORDS + len(words)] = words
@@ -460,11 +458,11 @@ def _nodes(tree: Tree, at: int, layouts: FieldLayouts) -> list[int]:
     for token in sorted(tree, key=lambda t: -len(t) if isinstance(t, bytes) else 0):
         if previous is not None:
             made[previous + 1] = at + len(made)
-        previous, below = len(made), tree[token]
+        previous, subtree = len(made), tree[token]
         if isinstance(token, bytes):
             text = token
-            while len(below) == 1 and isinstance(more := next(iter(below)), bytes):
-                text, below = text + more, below[more]
+            while len(subtree) == 1 and isinstance(more := next(iter(subtree)), bytes):
+                text, subtree = text + more, subtree[more]
             mask = (1 << 8 * ((len(text) - 1) % 8 + 1)) - 1
             made += [int(lines.LITERAL), 0, len(text), mask, *_words(text)]
         elif isinstance(token, Digits):
@@ -472,14 +470,14 @@ def _nodes(tree: Tree, at: int, layouts: FieldLayouts) -> list[int]:
         else:
             n_words = len(layouts.slots[token.layout])
             made += [int(lines.END), 0, token.event, token.layout, n_words, *token.constants]
-        made += _nodes(below, at + len(made), layouts)
+        made += _nodes(subtree, at + len(made), layouts)
     return made
 
 
 def _flags_table(flags: Mapping[int, int]) -> U64Array:
     table = np.zeros((_table_size(len(flags)), 2), np.uint64)
     for key, meaning in flags.items():
-        slot = ((key * int(lines.MIX) & _ALL) >> 32) & (len(table) - 1)
+        slot = ((key * int(lines.MIX) & _U64_MASK) >> 32) & (len(table) - 1)
         while table[slot, 1]:
             slot = (slot + 1) % len(table)
         table[slot] = key, meaning
@@ -494,7 +492,7 @@ def _table_size(n: int) -> int:
 @lru_cache(maxsize=4096)
 def _name_key(name: bytes) -> int:
     """Return the hash of a name, as the loop computes it."""
-    text = np.frombuffer(name.ljust(8 * lines.MOST_NAME_WORDS + 8), np.uint8)
+    text = np.frombuffer(name.ljust(8 * lines.MAX_NAME_WORDS + 8), np.uint8)
     words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
     return int(interpreted(lines.name_key)(words, np.uint64(0))[0])
 

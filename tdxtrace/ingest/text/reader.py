@@ -42,15 +42,15 @@ from tdxtrace.tables.text import one_line
 # Bytes.  Columns are sized for lines with at least this average length; event lines are longer.
 _SHORT_LINE: Final = 48
 # Number of lines without a pattern after which patterns are learned from a sample of them.
-_MOST_LEFT: Final = 256
+_MAX_LEFT: Final = 256
 _SAMPLE_SIZE: Final = 64
 # Most threads that are remembered, as an input may never end.
-_MOST_THREADS: Final = 1 << 16
+_MAX_THREADS: Final = 1 << 16
 _INT64_MAX: Final = (1 << 63) - 1
 # Steps between timestamps that show whether these are times; if they are deltas, about every
 # second step goes back.
-_ENOUGH_STEPS: Final = 256
-_LEAST_SHARE: Final = 10
+_MIN_STEPS: Final = 256
+_MIN_SHARE: Final = 10
 # No host traces a TD in the first millisecond after power-on.
 _NO_UPTIME_NS: Final = 1_000_000
 # A name and one number before the CPU or the time.
@@ -60,7 +60,7 @@ _NAME_AND_NUMBER: Final = re.compile(
     re.ASCII,
 )
 # A name that occurs at least this many times is not taken for a damaged one.
-_OFTEN: Final = 3
+_MIN_OCCURRENCES: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 NOT_ROWS: Final = ("noise", "unmapped")
 """Kinds of events that are in no table."""
@@ -91,9 +91,9 @@ class LineReader:
     """Finest resolution among the timestamps so far; 0 before the first; 1 for integer clocks."""
     has_integer_clock: bool = False
     formats: Sequence[LineFormat] = field(init=False)
-    beside: I64Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    loop_timestamps: I64Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     """One row for each line of the block that the loop read: line number, CPU and timestamp."""
-    _seen: list[tuple[int, int, int]] = field(default_factory=list)
+    _timestamps: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Look up the formats that lines may have."""
@@ -116,17 +116,17 @@ class LineReader:
             self._no_event(number, line)
             return None
         ts_ns = prefix.ts_ns
-        self.note_digits(min(len(prefix.ts[1]), 9))
+        self.record_digits(min(len(prefix.ts[1]), 9))
         lost = line_formats.perf_lost_of(prefix)
         if ts_ns > _INT64_MAX:
             self._no_event(number, line)
         elif lost is not None:
-            self.tell_seen(number)
+            self.flush_timestamps(number)
             self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         elif not prefix.event and line_formats.SIDEBAND.match(prefix.args):
             self.stats.count("noise", prefix.args.partition(" ")[0].rstrip(":"), number)
         else:
-            self._seen.append((number, prefix.cpu, ts_ns))
+            self._timestamps.append((number, prefix.cpu, ts_ns))
             return self._event(number, prefix, ts_ns, is_whole)
         return None
 
@@ -138,28 +138,31 @@ class LineReader:
         """Return whether an event of this name may be a probe, even if its line is damaged."""
         return names_a_probe(name, self.registry.mappings)
 
-    def understood(self, event: Event, args: str) -> Fields | None:
+    def decode_fields(self, event: Event, args: str) -> Fields | None:
         """Read the fields of an event line; None if fields that its table needs are missing."""
         fields = event.decode(args)
         if event.kind in _KVM_TABLES and not fields.values:
             return None
         return fields if all(slot in fields.values for slot in event.needs) else None
 
-    def tell_seen(self, upto: int | None = None) -> None:
-        """Pass the timestamps of the lines before line ``upto`` to the stats, in line order.
+    def flush_timestamps(self, end_line: int | None = None) -> None:
+        """Pass the timestamps of the lines before line ``end_line`` to the stats, in line order.
 
-        These are the lines that were read here, and those that the loop read (``beside``).
+        These are the lines that were read here, and those that the loop read (``loop_timestamps``).
         """
-        seen = np.array(self._seen, np.int64).reshape(-1, 3)
-        self._seen = []
-        end = len(self.beside) if upto is None else int(np.searchsorted(self.beside[:, 0], upto))
-        beside, self.beside = self.beside[:end], self.beside[end:]
-        if len(beside):
-            seen = np.concatenate([seen, beside])
-            seen = seen[np.argsort(seen[:, 0], kind="stable")]
-        self.stats.observe_timestamps(seen[:, 1].astype(np.int32), np.ascontiguousarray(seen[:, 2]))
+        timestamps = np.array(self._timestamps, np.int64).reshape(-1, 3)
+        self._timestamps = []
+        looped = self.loop_timestamps
+        end = len(looped) if end_line is None else int(np.searchsorted(looped[:, 0], end_line))
+        from_loop, self.loop_timestamps = looped[:end], looped[end:]
+        if len(from_loop):
+            timestamps = np.concatenate([timestamps, from_loop])
+            timestamps = timestamps[np.argsort(timestamps[:, 0], kind="stable")]
+        self.stats.observe_timestamps(
+            timestamps[:, 1].astype(np.int32), np.ascontiguousarray(timestamps[:, 2])
+        )
 
-    def note_digits(self, digits: int) -> None:
+    def record_digits(self, digits: int) -> None:
         """Record the resolution of a timestamp with this number of digits after the point."""
         if digits == 0:
             self.has_integer_clock = True
@@ -170,7 +173,7 @@ class LineReader:
         lost = line_formats.lost_of(line)
         sample = one_line(line.encode("latin-1").decode("utf-8", "replace"), 80)
         if lost is not None:
-            self.tell_seen(number)
+            self.flush_timestamps(number)
             self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         elif line_formats.CALLCHAIN.match(line):
             self.stats.count("callchain", "", number)
@@ -194,7 +197,7 @@ class LineReader:
         if not is_whole:
             self.stats.count("overlong", event.name, number)
             return None
-        fields = self.understood(event, prefix.args)
+        fields = self.decode_fields(event, prefix.args)
         if prefix.args.endswith(">"):
             # A pager or an editor marks a line that it cut with ">": a number may be cut.
             self.stats.count("wrapped", event.name, number)
@@ -241,14 +244,14 @@ def has_processes(lines: Iterable[str]) -> bool:
         found = _NAME_AND_NUMBER.match(line)
         if found is not None and found["tid"] != "0":
             names.setdefault(found["tid"], []).append(found["comm"])
-    return any(_alternate(told) for told in names.values())
+    return any(_alternate(of_thread) for of_thread in names.values())
 
 
 def _alternate(names: list[str]) -> bool:
     """Return whether two or more frequent names alternate."""
-    often = {name for name, n in Counter(names).items() if n >= _OFTEN}
-    changes = [name for name, _ in groupby(name for name in names if name in often)]
-    return len(changes) >= len(often) + _OFTEN - 1 and len(often) > 1
+    frequent = {name for name, n in Counter(names).items() if n >= _MIN_OCCURRENCES}
+    changes = [name for name, _ in groupby(name for name in names if name in frequent)]
+    return len(changes) >= len(frequent) + _MIN_OCCURRENCES - 1 and len(frequent) > 1
 
 
 class MendedLine(NamedTuple):
@@ -284,23 +287,23 @@ class StepCounter:
 
     n: int = 0
     n_back: int = 0
-    least_ns: int = _INT64_MAX
+    min_ns: int = _INT64_MAX
     _last_ns: int = -1
 
     def observe(self, ts_ns: I64Array) -> None:
         """Add the timestamps of further events, in line order."""
-        if self.n >= _ENOUGH_STEPS or not len(ts_ns):
+        if self.n >= _MIN_STEPS or not len(ts_ns):
             return
         steps = np.diff(ts_ns, prepend=self._last_ns if self._last_ns >= 0 else ts_ns[:1])
         self.n += len(steps)
         self.n_back += int((steps < 0).sum())
-        self.least_ns = min(self.least_ns, int(ts_ns.min()))
+        self.min_ns = min(self.min_ns, int(ts_ns.min()))
         self._last_ns = int(ts_ns[-1])
 
-    def are_deltas(self, least: int) -> bool:
-        """Return whether the timestamps are differences; False for fewer than ``least`` of them."""
-        is_often_back = self.n_back * _LEAST_SHARE >= self.n and self.n_back > 0
-        return self.n >= least and is_often_back and self.least_ns < _NO_UPTIME_NS
+    def are_deltas(self, min_steps: int) -> bool:
+        """Return whether the timestamps are differences; False for fewer than ``min_steps``."""
+        is_often_back = self.n_back * _MIN_SHARE >= self.n and self.n_back > 0
+        return self.n >= min_steps and is_often_back and self.min_ns < _NO_UPTIME_NS
 
 
 @dataclass(slots=True)
@@ -335,19 +338,19 @@ class TextReader:
             batch = self._in_loop(block, run) if is_looped else self._line_by_line(block)
             if self.lines.format == "perf-script":
                 self._steps.observe(batch.ts_ns)
-                self._refuse_steps(_ENOUGH_STEPS)
+                self._refuse_steps(_MIN_STEPS)
             yield batch
         if self.mender is not None:
             yield self._mended(self.mender.finish())
         self._refuse_steps(1)
 
-    def _refuse_steps(self, least: int) -> None:
-        """Refuse timestamps that are differences, once ``least`` of them were read.
+    def _refuse_steps(self, min_steps: int) -> None:
+        """Refuse timestamps that are differences, once ``min_steps`` of them were read.
 
         Raises:
             FormatError: If they are differences.
         """
-        if self._steps.are_deltas(least):
+        if self._steps.are_deltas(min_steps):
             raise FormatError(
                 f"{self.shown} has the time from each event to the next, which perf script "
                 "--deltatime prints and rounds: print it without --deltatime (--ns is exact)"
@@ -355,7 +358,7 @@ class TextReader:
 
     def forget_threads(self) -> None:
         """Clear the set of recorded threads if it is large: threads are then recorded again."""
-        if len(self._threads) > _MOST_THREADS:
+        if len(self._threads) > _MAX_THREADS:
             self._threads.clear()
 
     def _line_by_line(self, block: Block) -> RecordBatch:
@@ -366,7 +369,7 @@ class TextReader:
             return self._mended(self.mender.feed(enumerate(texts, first)))
         read = (self.lines.line(number, text) for number, text in enumerate(texts, first))
         found = [line for line in read if line is not None]
-        self.lines.tell_seen()
+        self.lines.flush_timestamps()
         return to_batch(found, self.lines.layouts)
 
     def _mended(self, lines: Iterable[MendedLine]) -> RecordBatch:
@@ -383,39 +386,39 @@ class TextReader:
             line = self.lines.line(number, text)
             if line is not None:
                 found.append(line)
-        self.lines.tell_seen()
+        self.lines.flush_timestamps()
         return to_batch(found, self.lines.layouts)
 
     def _in_loop(self, block: Block, run: Runner[Any]) -> RecordBatch:
         """Run the loop, parse and learn from the lines it leaves, and continue where it ended."""
         assert block[-1] == ord("\n")  # else the loop would search for it beyond the block
         parts: list[RecordBatch] = []
-        at, most_left = 0, _MOST_LEFT
+        at, max_left = 0, _MAX_LEFT
         while at < len(block):
-            read = self._read(block, at, run, most_left)
-            if len(read.left) == most_left:
+            read = self._read(block, at, run, max_left)
+            if len(read.left) == max_left:
                 # Learning from so many lines did not help, and each pass allocates columns for a
                 # block: leave more lines in the next pass.
-                most_left = min(2 * most_left, _MOST_LEFT << 8)
+                max_left = min(2 * max_left, _MAX_LEFT << 8)
             part, at = self._account(block, read), read.end
             if len(part) or not parts:
                 parts.append(part)
         return concatenate(parts)
 
-    def _read(self, block: Block, at: int, run: Runner[Any], most_left: int) -> _Read:
+    def _read(self, block: Block, at: int, run: Runner[Any], max_left: int) -> _Read:
         """Run the loop on the lines of a block from byte ``at`` on; it may stop before the end."""
         text = np.ndarray(len(block) + BLOCK_PADDING, np.uint8, block.base)
         words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
         patterns = self.patterns.packed()
         n_lines = (len(block) - at) // _SHORT_LINE + 1
         n_patterns = len(self.lines.registry.events), len(patterns.prefixes)
-        columns = _columns(n_lines, *n_patterns, most_left)
+        columns = _columns(n_lines, *n_patterns, max_left)
         numbers = np.uint64(at), np.uint64(len(block)), np.uint64(MAX_LINE_BYTES)
         read = run(loops.read_lines)(words, *numbers, patterns, columns)
         end, n_lines, n_read, n_own, n_words, n_left, n_threads = map(int, read)
-        heads = {name: getattr(columns, name)[:n_read] for name in EVENT_COLUMNS}
+        event_columns = {name: getattr(columns, name)[:n_read] for name in EVENT_COLUMNS}
         fields = columns.words[:n_words]
-        batch = RecordBatch(**heads, words=fields, layouts=self.lines.layouts)
+        batch = RecordBatch(**event_columns, words=fields, layouts=self.lines.layouts)
         left, threads = columns.left[:n_left], columns.threads[:n_threads]
         return _Read(batch, columns, end, n_lines, n_own, left, threads)
 
@@ -425,13 +428,13 @@ class TextReader:
         first = stats.n_lines + 1
         stats.n_lines += read.n_lines
         batch.line += first
-        slow = self._read_left(block, read, first)
+        parsed = self._read_left(block, read, first)
         self._count(read, first)
-        quick = batch if read.n_own == len(batch) else batch.take(batch.layout != ABSENT)
-        if not len(slow):
-            return quick
-        both = concatenate([quick, slow])
-        return both.take(np.argsort(both.line, kind="stable"))
+        from_loop = batch if read.n_own == len(batch) else batch.take(batch.layout != ABSENT)
+        if not len(parsed):
+            return from_loop
+        merged = concatenate([from_loop, parsed])
+        return merged.take(np.argsort(merged.line, kind="stable"))
 
     def _read_left(self, block: Block, read: _Read, first: int) -> RecordBatch:
         """Read the lines that the loop left; pass the timestamps of all lines to the stats."""
@@ -441,18 +444,18 @@ class TextReader:
             for place in np.flatnonzero(cpus[:, 0]).tolist():
                 stats.extend_cpu_span(place - 1, int(cpus[place, 1]), int(cpus[place, 2]))
             return RecordBatch.empty(self.lines.layouts)
-        self.lines.beside = np.stack([batch.line, batch.cpu, batch.ts_ns], axis=1)
+        self.lines.loop_timestamps = np.stack([batch.line, batch.cpu, batch.ts_ns], axis=1)
         texts = [block[start:end].tobytes() for _, start, end in read.left.tolist()]
         numbers = (read.left[:, 0] + first).tolist()
         lines = (self.lines.line(n, text) for n, text in zip(numbers, texts, strict=True))
         found = [line for line in lines if line is not None]
-        self.lines.tell_seen()
+        self.lines.flush_timestamps()
         sample = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE_SIZE).astype(np.intp))
         for row in sample[: len(texts)].tolist():
-            self._learn_from(texts[row])
+            self._add_patterns(texts[row])
         return to_batch(found, self.lines.layouts)
 
-    def _learn_from(self, text: bytes) -> None:
+    def _add_patterns(self, text: bytes) -> None:
         """Learn patterns for the prefix, the event name and the arguments of a line."""
         line = text.decode("latin-1").rstrip("\r")
         found = line_formats.match_prefix(line, self.lines.formats)
@@ -464,19 +467,19 @@ class TextReader:
         registry = self.lines.registry
         index = registry.event_id(prefix.event, prefix.args)
         event = registry.events[index]
-        if event.name != prefix.event or not self.patterns.learn_prefix(
+        if event.name != prefix.event or not self.patterns.add_prefix(
             line, found[1], prefix, in_irq(prefix.flags)
         ):
             return
         if event.kind not in NOT_ROWS:
-            fields = self.lines.understood(event, prefix.args)
+            fields = self.lines.decode_fields(event, prefix.args)
             if fields is not None and not fields.unknown:
-                self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
+                self.patterns.add_arguments(event.name, index, prefix.args, fields, event.decode)
         elif not self.lines.may_be_probe(event.name) and not (
             # The line may be a probe's, cut.
             event.kind == "noise" and prefix.args[:1] in ("", "(") and role_of(prefix.args) is None
         ):
-            self.patterns.learn_name(event.name, index, prefix.args)
+            self.patterns.add_name(event.name, index, prefix.args)
 
     def _count(self, read: _Read, first: int) -> None:
         """Count the loop's lines by event; record their threads and timestamp resolution."""
@@ -490,7 +493,7 @@ class TextReader:
                 stats.events[event.name] += n_lines
         for columns, number in self.patterns.prefixes.items():
             if number < len(read.columns.used) and read.columns.used[number]:
-                self.lines.note_digits(columns.digits)
+                self.lines.record_digits(columns.digits)
         for *words, tid, tgid, has_rows in read.threads.tolist():
             key = *words, tid, tgid
             # The key includes the process: a thread seen without it is recorded again with it.
@@ -501,14 +504,14 @@ class TextReader:
                 stats.record_thread(tid - 1, comm, tgid - 1)
 
 
-def _columns(n_lines: int, n_events: int, n_prefixes: int, most_left: int) -> Columns:
+def _columns(n_lines: int, n_events: int, n_prefixes: int, max_left: int) -> Columns:
     """Allocate the output columns of the loop for this number of lines."""
     return Columns(
         **{name: np.empty(n_lines, kind) for name, kind in EVENT_COLUMNS.items()},
-        words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
-        left=np.empty((most_left, 3), np.int64),
-        threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),
-        thread_table=np.zeros(2 * loops.MOST_THREADS, np.int32),
+        words=np.empty(4 * n_lines + loops.MAX_FIELDS, np.uint64),
+        left=np.empty((max_left, 3), np.int64),
+        threads=np.empty((loops.MAX_THREADS, loops.THREAD_COLUMNS), np.uint64),
+        thread_table=np.zeros(2 * loops.MAX_THREADS, np.int32),
         events=np.zeros((n_events, 2), np.int64),
         cpus=np.zeros((MAX_CPUS + 2, 3), np.int64),
         used=np.zeros(n_prefixes, np.int8),

@@ -31,14 +31,14 @@ _FOLLOWS: Final = re.compile(rf"^{_ONE}{_MORE}", re.IGNORECASE)
 _FOLLOWS_WITHIN: Final = re.compile(rf"^\w*+{_MORE}", re.IGNORECASE)
 _NUMBER_START: Final = re.compile(rf"^(?:0?x)?[0-9a-f]++(?!\w){_MORE}", re.IGNORECASE)
 # Maximum length of a line of quoted-printable text (RFC 2045 6.7).
-_MOST_PRINTABLE: Final = 76
+_MAX_PRINTABLE: Final = 76
 # One line in this many: text with a smaller share of wrapped lines is read as it is, which is
 # faster.
-_LEAST_SHARE: Final = 100
-_LEAST_OF_WIDTH: Final = 2
+_MIN_SHARE: Final = 100
+_MIN_WIDTHS: Final = 2
 # Lines, from the first event on, from which the changes are detected: the lines of a mail are
 # wrapped alike.
-_ENOUGH_LINES: Final = 300
+_SAMPLE_LINES: Final = 300
 
 
 class _Part(NamedTuple):
@@ -67,7 +67,7 @@ class Mender:
     is_printable: bool = False
     is_quoted: bool = False
     is_wrapped: bool = False
-    _held: _Part | None = None
+    _pending: _Part | None = None
     _soft: tuple[int, str, int] | None = None
     """Beginning of a quoted-printable line: its number, its text, its count of input lines."""
 
@@ -105,22 +105,22 @@ class Mender:
         )
 
     def _line(self, number: int, line: str, n: int) -> Iterator[MendedLine]:
-        held, is_event = self._held, self.begins(line)
-        if is_event and held is not None and not held.is_event and self._is_cut(held.text, line):
-            self._held = None
-            yield MendedLine(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+        part, is_event = self._pending, self.begins(line)
+        if is_event and part is not None and not part.is_event and self._is_cut(part.text, line):
+            self._pending = None
+            yield MendedLine(part.number, part.text.encode("latin-1"), "wrapped", part.n_lines + n)
             return
         joined = None
-        if held is not None and not is_event and not self.is_other(line):
-            joined = self.joined(held.text, line, held.is_event)
-        if held is None or joined is None:
+        if part is not None and not is_event and not self.is_other(line):
+            joined = self.joined(part.text, line, part.is_event)
+        if part is None or joined is None:
             yield from self._release()
-            self._held = _Part(number, line, n, is_event)
+            self._pending = _Part(number, line, n, is_event)
         elif joined == _CUT:
-            self._held = None
-            yield MendedLine(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+            self._pending = None
+            yield MendedLine(part.number, part.text.encode("latin-1"), "wrapped", part.n_lines + n)
         else:
-            self._held = _Part(held.number, joined, held.n_lines + n, True)
+            self._pending = _Part(part.number, joined, part.n_lines + n, True)
 
     def _is_cut(self, first: str, second: str) -> bool:
         """Return whether a number may have been cut: its first digits end the line before."""
@@ -135,12 +135,12 @@ class Mender:
         return places[0] == places[1]
 
     def _release(self) -> Iterator[MendedLine]:
-        held, self._held = self._held, None
-        if held is not None:
+        part, self._pending = self._pending, None
+        if part is not None:
             # An incomplete line must not be read as a line of another format.
-            is_rest = not held.is_event and not self.is_other(held.text) and held.text.strip()
+            is_rest = not part.is_event and not self.is_other(part.text) and part.text.strip()
             loss = "unparsed" if is_rest else ""
-            yield MendedLine(held.number, held.text.encode("latin-1"), loss, held.n_lines)
+            yield MendedLine(part.number, part.text.encode("latin-1"), loss, part.n_lines)
 
     def is_other(self, line: str) -> bool:
         """Return whether a line is complete but no event: header, marker, part of a call chain."""
@@ -165,7 +165,7 @@ class Mender:
         if self.width and len(first) % self.width == 0 and first:
             whole = first + second
             # Lines that a mailer wrapped at words may all have one length by chance.
-            if not is_event or not _is_more(self._values(f"{left} {right}"), self._values(whole)):
+            if not is_event or not _extends(self._values(f"{left} {right}"), self._values(whole)):
                 return whole if self.begins(whole) else None
         if is_event:
             return self._joined_event(left, right)
@@ -185,11 +185,11 @@ class Mender:
         # wrote below it, or a line that lost its beginning, may look like arguments too.
         can_follow = before is None or _FOLLOWS.match(right) is not None
         can_follow_within = can_follow or _FOLLOWS_WITHIN.match(right) is not None
-        is_more = can_follow and _is_more(by_blank, before)
-        is_more_within = can_follow_within and _is_more(within, before)
-        if is_more and not (is_more_within and len(within or ()) > len(by_blank or ())):
+        extends = can_follow and _extends(by_blank, before)
+        extends_within = can_follow_within and _extends(within, before)
+        if extends and not (extends_within and len(within or ()) > len(by_blank or ())):
             return soft
-        if is_more_within:
+        if extends_within:
             return hard
         return soft if self.is_wrapped and by_blank == before and can_follow else None
 
@@ -220,11 +220,11 @@ class Mender:
             return None
         registry = self.reader.registry
         event = registry.events[registry.event_id(prefix.event, prefix.args)]
-        fields = None if event.kind in NOT_ROWS else self.reader.understood(event, prefix.args)
+        fields = None if event.kind in NOT_ROWS else self.reader.decode_fields(event, prefix.args)
         return None if fields is None else fields.values
 
 
-def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bool:
+def _extends(values: dict[str, int] | None, before: dict[str, int] | None) -> bool:
     """Return whether ``values`` has every field of ``before``, unchanged, and at least one more.
 
     Any fields are more than None.
@@ -235,7 +235,7 @@ def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bo
 
 
 @dataclass(slots=True)
-class _Signs:
+class _WrapCounts:
     """Counts from sample lines that show how a text was changed."""
 
     n_lines: int = 0
@@ -250,13 +250,13 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
         sample: The first lines of the text.
         reader: The reader of its lines.
     """
-    lines = _first_of([line.decode("latin-1").rstrip("\r") for line in sample], reader)
+    lines = _sample_of([line.decode("latin-1").rstrip("\r") for line in sample], reader)
     filled = [line for line in lines if line.strip()]
     is_quoted = sum(line[:1].isspace() and _QUOTE.match(line) is not None for line in filled)
     made = Mender(reader, is_quoted=2 * is_quoted > len(filled))
     made.is_printable = any(_PRINTABLE.search(line) for line in lines) or (
         any(line.endswith("=") for line in lines)
-        and max(map(len, lines), default=0) <= _MOST_PRINTABLE
+        and max(map(len, lines), default=0) <= _MAX_PRINTABLE
     )
     if made.is_printable:
         lines = (
@@ -267,28 +267,28 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
     known = [prefix for prefix in prefixes if prefix is not None]
     made.has_comm = 2 * sum(bool(prefix.comm) for prefix in known) > len(known)
     made.has_tid = 2 * sum(prefix.tid != UNKNOWN for prefix in known) > len(known)
-    signs = _look_at(plain, [p is not None and made.is_whole(p) for p in prefixes], made)
+    counts = _count_joinable(plain, [p is not None and made.is_whole(p) for p in prefixes], made)
     longest = max((len(line) for line in plain), default=0)
-    if len(signs.widths) >= _LEAST_OF_WIDTH and set(signs.widths) == {longest}:
+    if len(counts.widths) >= _MIN_WIDTHS and set(counts.widths) == {longest}:
         made.width = longest
-    made.is_wrapped = signs.n_joined * _LEAST_SHARE >= signs.n_lines and signs.n_joined > 0
+    made.is_wrapped = counts.n_joined * _MIN_SHARE >= counts.n_lines and counts.n_joined > 0
     return made if made.is_wrapped or made.is_printable or made.is_quoted else None
 
 
-def _first_of(lines: list[str], reader: LineReader) -> list[str]:
+def _sample_of(lines: list[str], reader: LineReader) -> list[str]:
     """Return the lines up to _ENOUGH_LINES after the first event, ignoring quotation marks."""
     bare = (line.lstrip("> \t") for line in lines)
     first = (n for n, line in enumerate(bare) if line_formats.match_prefix(line, reader.formats))
-    return lines[: next(first, len(lines)) + _ENOUGH_LINES]
+    return lines[: next(first, len(lines)) + _SAMPLE_LINES]
 
 
-def _look_at(lines: Sequence[str], begins: Sequence[bool], mender: Mender) -> _Signs:
+def _count_joinable(lines: Sequence[str], begins: Sequence[bool], mender: Mender) -> _WrapCounts:
     """Count the lines that can be joined with the line before, and record its length."""
-    signs, before, is_event = _Signs(len(lines)), "", False
+    counts, before, is_event = _WrapCounts(len(lines)), "", False
     for line, is_begin in zip(lines, begins, strict=True):
         is_rest = not is_begin and before.strip() and not mender.is_other(line)
         if is_rest and mender.joined(before, line, is_event) is not None:
-            signs.n_joined += 1
-            signs.widths.append(len(before))
+            counts.n_joined += 1
+            counts.widths.append(len(before))
         before, is_event = line, is_begin
-    return signs
+    return counts
