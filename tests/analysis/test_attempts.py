@@ -223,7 +223,7 @@ def test_busy_answers_do_not_depend_on_the_order_of_rows() -> None:
 
 def test_tables_of_different_traces_are_refused() -> None:
     scenario, other = story("B1 S1"), story("B1 B1 S1")
-    with pytest.raises(TableError, match="not of one trace"):
+    with pytest.raises(TableError, match="from different traces"):
         busy_answers(scenario.seamcalls, retry_chains(other.seamcalls, other.losses))
 
 

@@ -81,7 +81,7 @@ def test_retries_are_told_from_work() -> None:
 def test_a_td_that_was_built_before_is_running() -> None:
     found = phases("enterX S1 enterX S2 enterX")
     assert list(found) == ["running"]
-    assert "its build was not recorded" in str(found["running"]["withheld"])
+    assert "the build of the TD was not recorded" in str(found["running"]["withheld"])
 
 
 def test_marks_tell_that_a_td_boots_whose_build_was_not_recorded() -> None:
@@ -108,7 +108,7 @@ def test_threads_that_no_td_is_known_of_leave_the_guest_untold() -> None:
     scenario = story(f"{BUILD} 2/createS#2 enterC 9/blockS5", {9: 7, 1: 8, 2: 9})
     row = of(scenario).filter(pl.col("td_id") == 0x7D000, phase="running").to_dicts()[0]
     assert row["guest_ns"] == 0
-    assert "no entry is known" in row["withheld"]
+    assert "no recorded entry is known" in row["withheld"]
 
 
 @pytest.mark.parametrize("text", ["", "enterX", "2/>X"])

@@ -260,7 +260,7 @@ def test_scripts_are_shell(dialect: Dialect, release: str) -> None:
         (("--kernel", "6.18", "--from-kallsyms", "absent"), 1, "cannot read absent: missing"),
         (("--kernel", "6.18", "--btf", "absent"), 1, "cannot read absent"),
         (("--program", "absent"), 1, "cannot read"),
-        (("--program", "x", "--btf", "y"), 2, "leave --from-kallsyms, --btf out"),
+        (("--program", "x", "--btf", "y"), 2, "omit --from-kallsyms and --btf"),
     ],
 )
 def test_wrong_arguments_are_refused(words: tuple[str, ...], status: int, said: str) -> None:

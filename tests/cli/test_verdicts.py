@@ -59,7 +59,7 @@ def test_plus_seconds_count_from_the_traces_start(trace: Path, tmp_path: Path) -
 
 
 def test_a_log_that_is_none_is_refused(trace: Path, tmp_path: Path) -> None:
-    assert "no log of the kernel" in refused(1, "analyze", trace, "--dmesg", trace)
+    assert "not a kernel log" in refused(1, "analyze", trace, "--dmesg", trace)
     gone = tmp_path / "gone"
     assert "no such trace" in refused(1, "analyze", trace, "--dmesg", gone)
 

@@ -205,9 +205,9 @@ def test_a_condition_selects_traces(facts: Path) -> None:
     assert one.digest != fleet.digest
     with pytest.raises(QueryError, match="no column 'hosts'; nearest: host"):
         fleet.where("hosts = 'x'")
-    with pytest.raises(QueryError, match="no trace of the facts"):
+    with pytest.raises(QueryError, match="no trace in the facts"):
         fleet.where("host = 'x'")
-    with pytest.raises(QueryError, match="reads the tables"):
+    with pytest.raises(QueryError, match="can read only the tables"):
         fleet.where("host in (select * from read_csv('/etc/passwd'))")
 
 

@@ -305,7 +305,7 @@ def test_cpus_are_named_only_if_all_were_found(n_cpus: int, tmp_path: Path) -> N
     trace = _read(tmp_path, data)
     assert trace.seamcalls["cpu"].to_list() == ([1, 0] if n_cpus == 2 else [None, None])
     result = [d for d in trace.losses["detail"].to_list() if d.startswith(LISTLESS)]
-    assert ["which CPUs" in d for d in result] == [n_cpus == 3]
+    assert ["the CPUs of" in d for d in result] == [n_cpus == 3]
 
 
 def test_a_recorder_that_died_leaves_pages_of_no_length(tmp_path: Path) -> None:

@@ -590,7 +590,7 @@ def test_what_is_given_as_a_log_must_be_one(tmp_path: Path) -> None:
     path = tmp_path / "dmesg.txt"
     for text in (ONE_CALL, "\0\0\0\0"):
         path.write_text(text)
-        with pytest.raises(FormatError, match="no log of the kernel"):
+        with pytest.raises(FormatError, match="not a kernel log"):
             read_text(ONE_CALL, dmesg=[path])
     with pytest.raises(InputError, match="no such trace"):
         read_text(ONE_CALL, dmesg=[tmp_path / "gone"])
