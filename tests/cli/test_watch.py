@@ -142,7 +142,7 @@ def test_wrong_arguments_are_refused(words: tuple[str, ...], status: int, said: 
 def test_what_is_no_trace() -> None:
     done = watch("--jsonl", data=b"hello world\n")
     assert done.returncode == 1
-    assert b"standard input is no trace" in done.stderr
+    assert b"standard input is not a trace" in done.stderr
     assert b"Traceback" not in done.stderr
     assert watch("--jsonl", data=b"").returncode == 1
 

@@ -90,7 +90,11 @@ def test_losses_are_those_of_the_tick() -> None:
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(b"", "ended before any event"), (b"hello\n", "is no trace"), (b"\0\1" * 99, "is no trace")],
+    [
+        (b"", "ended before any event"),
+        (b"hello\n", "is not a trace"),
+        (b"\0\1" * 99, "is not a trace"),
+    ],
 )
 def test_input_that_is_no_trace_is_rejected(data: bytes, said: str) -> None:
     with pytest.raises(FormatError, match=said):
