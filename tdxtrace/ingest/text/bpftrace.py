@@ -117,7 +117,7 @@ class BpftraceReader:
         if found is None or name is None:
             return None
         args = _COLON.sub("=", found["args"])
-        read = fields.pairs(args.replace(",", " ").rstrip(")"), _slots(name))
+        read = fields.pairs(args.replace(",", " ").rstrip(")"), KEYS)
         is_return = "status" in read.values or not _RETURN_WORDS.isdisjoint(
             re.split(r"[._]", found["name"].lower())
         )
@@ -152,8 +152,3 @@ def _event(function: str, is_return: bool) -> Event:
         function,
         wrappers.leaf_of(function),
     )
-
-
-def _slots(function: str) -> dict[str, str]:
-    named = {meaning: KEYS[meaning] for meaning in wrappers.signature(function) if meaning in KEYS}
-    return {**KEYS, **named}

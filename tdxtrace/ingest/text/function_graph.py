@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -185,16 +184,10 @@ def _event(function: str, role: Role) -> Event:
     )
 
 
-def _slots(function: str) -> Mapping[str, str]:
-    named = {meaning: KEYS[meaning] for meaning in wrappers.signature(function) if meaning in KEYS}
-    return {**KEYS, **named}
-
-
 def _values(call: re.Match[str] | None, end: re.Match[str] | None) -> Fields:
     made = Fields()
     if call is not None:
-        read = partial(fields.pairs, slots=_slots(call["function"]))
-        made.values |= read(call["args"].replace(", ", " ")).values
+        made.values |= fields.pairs(call["args"].replace(", ", " "), KEYS).values
         made.values.pop("status", None)
     note = (call or end or {"note": None})["note"]
     returned = _RETURNED.search(note or "")
