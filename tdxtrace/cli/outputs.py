@@ -25,7 +25,7 @@ def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
     """Return a table as CSV, JSON (one array of objects) or Parquet."""
     buffer = io.BytesIO()
     if form is OutputFormat.csv:
-        rows.with_columns(_defused(pl.selectors.string())).write_csv(buffer)
+        rows.with_columns(_escape_formulas(pl.selectors.string())).write_csv(buffer)
     elif form is OutputFormat.json:
         rows.write_json(buffer)
         buffer.write(b"\n")
@@ -34,7 +34,7 @@ def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
     return buffer.getvalue()
 
 
-def _defused(texts: pl.Expr) -> pl.Expr:
+def _escape_formulas(texts: pl.Expr) -> pl.Expr:
     """Return text without control characters, which spreadsheets do not parse as formulas.
 
     Cells that begin with = + - @ or a tab are prefixed with an apostrophe: OWASP, "CSV

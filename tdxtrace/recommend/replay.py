@@ -98,23 +98,30 @@ def _rows_of_policy(policy: RetryPolicy, requests: Requests) -> Iterable[dict[st
     for leaf, n_requests, n_retried in requests.by_leaf.iter_rows():
         if leaf not in covered:
             continue
-        rule, own = covered[leaf], requests.ranges[leaf]
+        rule, of_leaf = covered[leaf], requests.ranges[leaf]
         own_stops = stops.filter(pl.col("leaf") == leaf)
         numbers = {"not made": n_not_made(requests, leaf, events.dead_ns)}
         if _can_stop(rule):
             kicks = "kick" if rule.kicks else "no kick"
-            numbers[kicks] = int((events.event[own] == KICK).sum())
+            numbers[kicks] = int((events.event[of_leaf] == KICK).sum())
             numbers["no answer"] = n_unanswered(requests, leaf, events.dead_ns)
-            numbers["unseen"] = _n_unseen(requests, own, events)
+            numbers["unseen"] = _n_unobserved(requests, of_leaf, events)
             numbers["pace"] = n_outpaced(requests, leaf, events, rule)
-        row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
+        row = {
+            "policy": policy.name,
+            "leaf": leaf,
+            "calls": rule.calls,
+            "rising": _doubling_text(rule),
+        }
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
         row |= {"n_requests": n_requests, "n_retried": n_retried}
         row |= _exceeding(own_stops, sum(numbers.values()), n_requests)
-        row |= _waited(requests, own, events) | _warnings(requests, own, events, warnings)
+        row |= _waiting_times(requests, of_leaf, events) | _warnings(
+            requests, of_leaf, events, warnings
+        )
         row |= _killed_vms(own_stops)
         numbers["dependent"] = row["n_dependent"]
-        yield row | {"not_known": _not_known(rule, row, numbers)}
+        yield row | {"not_known": _limitations(rule, row, numbers)}
 
 
 def _all_warnings(covered: Mapping[int, LeafPolicy], requests: Requests) -> pl.DataFrame:
@@ -132,13 +139,13 @@ def _can_stop(rule: LeafPolicy) -> bool:
     return limited or rule.answers != "any"
 
 
-def _n_unseen(requests: Requests, own: slice, events: Events) -> int:
+def _n_unobserved(requests: Requests, of_leaf: slice, events: Events) -> int:
     """Count requests whose recorded attempts end busy before the policy would stop."""
-    continues = events.is_made[own] & (events.answer[own] == NONE)
-    return int((continues & ~requests.done[own]).sum())
+    continues = events.is_made[of_leaf] & (events.answer[of_leaf] == NONE)
+    return int((continues & ~requests.done[of_leaf]).sum())
 
 
-def _rising(rule: LeafPolicy) -> str | None:
+def _doubling_text(rule: LeafPolicy) -> str | None:
     if rule.doubling is None:
         return None
     return f"{rule.doubling.initial} x{rule.doubling.factor} to {rule.doubling.bug}"
@@ -186,16 +193,16 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
 _MAX_NS: Final = (1 << 63) - 1
 
 
-def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
+def _waiting_times(requests: Requests, of_leaf: slice, events: Events) -> dict[str, Any]:
     """Sum the time from each request's first call to the last answer shared with the recording."""
-    answer = events.answer[own]
-    until_ns = requests.waits[0][own].copy()
+    answer = events.answer[of_leaf]
+    until_ns = requests.waits[0][of_leaf].copy()
     until_ns[answer != NONE] = requests.waited_ns[answer[answer != NONE]]
-    made = events.is_made[own]
+    made = events.is_made[of_leaf]
     of_request = pl.DataFrame(
         {
-            "source": requests.retried["source"][own],
-            "episode": requests.episode[own],
+            "source": requests.retried["source"][of_leaf],
+            "episode": requests.episode[of_leaf],
             "until_ns": until_ns,
         }
     )
@@ -212,12 +219,12 @@ def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
 
 
 def _warnings(
-    requests: Requests, own: slice, events: Events, warnings: pl.DataFrame
+    requests: Requests, of_leaf: slice, events: Events, warnings: pl.DataFrame
 ) -> dict[str, Any]:
     """Count warnings and doublings within requests of one leaf, and list the times of doublings."""
     place = warnings["place"].to_numpy()
     request = np.searchsorted(requests.first, place, "right") - 1
-    inside = (request >= own.start) & (request < own.stop)
+    inside = (request >= of_leaf.start) & (request < of_leaf.stop)
     inside[inside] = events.is_made[request[inside]]
     made = warnings.with_columns(
         at_ns=pl.Series(requests.starts_ns[request] + requests.waited_ns[place], dtype=pl.Int64)
@@ -250,20 +257,25 @@ def _killed_vms(stops: pl.DataFrame) -> dict[str, Any]:
 
 def _sets_host_priority() -> pl.Expr:
     """Return whether a busy answer leaves the host-priority bit of an SEPT entry set."""
-    here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
-    return word.is_busy(pl.col("status")) & here.is_in(_priority_answers())
+    leaf_and_operand = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
+    return word.is_busy(pl.col("status")) & leaf_and_operand.is_in(_priority_answers())
 
 
 @cache
 def _priority_answers() -> pl.Series:
     """Return leaf and operand id of the answers that set host priority, as one list."""
-    hp = locks.lock_table().filter(
+    host_priority = locks.lock_table().filter(
         pl.col("lock") == "SEPT_ENTRY",
         pl.col("kind") == "entry_hp",
         pl.col("operand_id").is_not_null(),
         pl.col("leaf").is_not_null(),
     )
-    return hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique().implode()
+    return (
+        host_priority.select(pl.struct("leaf", low=pl.col("operand_id")))
+        .to_series()
+        .unique()
+        .implode()
+    )
 
 
 _ARRIVALS: Final = "arrivals are as recorded: another policy would change which calls conflict"
@@ -287,7 +299,7 @@ _UNDECIDED: Final = {
 }
 
 
-def _not_known(rule: LeafPolicy, row: dict[str, Any], numbers: Mapping[str, int]) -> str:
+def _limitations(rule: LeafPolicy, row: dict[str, Any], numbers: Mapping[str, int]) -> str:
     """Describe what the replay cannot determine for a row."""
     only_after = row["n_exceeding"] and not row["n_dependent"]
     parts = [

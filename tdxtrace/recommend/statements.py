@@ -91,7 +91,7 @@ def round_up(share: float) -> float:
 
 
 def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    high = _from_here_on(curve.upper(curve.confidence))
+    high = _running_max_from_end(curve.upper(curve.confidence))
     row = given | {"max_seen": int(curve.within[-1])}
     for number in COMMON_LIMITS[curve.unit]:
         at = int(np.searchsorted(curve.within, number, "right")) - 1
@@ -109,7 +109,7 @@ def _statement(kind: str, within: int, ratio: float, high_share: float) -> dict[
     return {"kind": kind, "within": within, "more_ratio": more, "more_high": max(high_share, more)}
 
 
-def _from_here_on(high: Floats) -> Floats:
+def _running_max_from_end(high: Floats) -> Floats:
     """Return the running maximum from the end: for each value, the largest from there on."""
     return np.maximum.accumulate(high[::-1])[::-1]
 

@@ -68,9 +68,11 @@ def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
         .with_columns(longest=longest_guest_ns(), took=may_have_taken_entry())
         .join(on_entry, on="row", how="left")
     )
-    tried = pl.col("mask").is_not_null()
-    runs = nearby.filter(tried | pl.col("took")).sort(*key, "begins", "row")
-    runs = runs.with_columns(run=pl.col("took").cast(pl.UInt32).cum_sum().over(key)).filter(tried)
+    is_attempt = pl.col("mask").is_not_null()
+    runs = nearby.filter(is_attempt | pl.col("took")).sort(*key, "begins", "row")
+    runs = runs.with_columns(run=pl.col("took").cast(pl.UInt32).cum_sum().over(key)).filter(
+        is_attempt
+    )
     first_end = pl.col("ends").first().over(*key, "run")
     is_late = (pl.col("begins") > first_end + pl.col("longest")).any().over(*key, "run")
     left = pl.col("mask") & pl.lit(evidence.mask, pl.UInt8)
@@ -107,12 +109,12 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
     """
     calls, busy = evidence.calls, evidence.busy
     on_entry = tries.filter("by_guest").select("row")
-    doubtful = ranking.candidates.filter(pl.col("lock") == ENTRY).select("attempt").unique()
-    unheld = ranking.attempts[ranking.cause == NO_CANDIDATE]
+    with_candidates = ranking.candidates.filter(pl.col("lock") == ENTRY).select("attempt").unique()
+    without_holder = ranking.attempts[ranking.cause == NO_CANDIDATE]
     rows = (
-        pl.DataFrame({"row": unheld}, schema={"row": pl.UInt32})
+        pl.DataFrame({"row": without_holder}, schema={"row": pl.UInt32})
         .join(on_entry, on="row", how="semi")
-        .join(doubtful, left_on="row", right_on="attempt", how="anti")["row"]
+        .join(with_candidates, left_on="row", right_on="attempt", how="anti")["row"]
     )
     is_late_by_row = tries.select("row", "is_late")
     flags = pl.DataFrame({"row": rows, "lossy": evidence.lossy.gather(rows)}).with_columns(
@@ -131,8 +133,8 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
         pl.col("holder", "overlap_ns").first(), n_inside=pl.len().cast(pl.UInt32)
     )
     if VP_ENTER not in recorded_leaves:
-        unseen = pl.DataFrame({"row": rows}, schema={"row": pl.UInt32})
-        best = unseen.with_columns(
+        without_entries = pl.DataFrame({"row": rows}, schema={"row": pl.UInt32})
+        best = without_entries.with_columns(
             holder=pl.lit(None, pl.UInt32),
             overlap_ns=pl.lit(None, pl.Int64),
             n_inside=pl.lit(1, pl.UInt32),
