@@ -67,7 +67,8 @@ def listing(
     """
     if rows.is_empty():
         return Text("no rows")
-    shown = with_names(rows.head(limit) if limit else rows).collect()
+    # To describe a status takes many expressions: the streaming engine plans them for 0.3 s.
+    shown = with_names(rows.head(limit) if limit else rows).collect(engine="in-memory")
     names = [
         name
         for name in shown.columns
