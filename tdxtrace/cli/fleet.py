@@ -198,13 +198,16 @@ def limits_command(
     Example: tdxtrace fleet limits facts --where "kernel = '7.2'" --target 1e-4
     """
     from tdxtrace.cli import outputs
+    from tdxtrace.errors import QueryError
     from tdxtrace.fleet.limits import fleet_hosts, fleet_limits
     from tdxtrace.fleet.merge import count_fleet
     from tdxtrace.report.fleet import fleet_text
 
     chosen = _opened(facts, where)
-    if chosen.n_histograms == chosen.parts.height and not about_hosts:
-        _show_counted(chosen, target, form, output, force, facts)
+    if chosen.n_histograms == chosen.parts.height:
+        if by is not None or about_hosts:
+            raise QueryError("--by and --hosts need recordings, and all of these are histograms")
+        _show_counted(chosen, _target(target, confidence), form, output, force, facts)
         return
     counts = count_fleet(chosen)
     if about_hosts:
@@ -232,7 +235,7 @@ def limits_command(
 
 def _show_counted(
     facts: Facts,
-    target: float,
+    target: Target,
     form: OutputFormat,
     output: Path | None,
     force: bool,
@@ -245,11 +248,12 @@ def _show_counted(
     from tdxtrace.fleet.counted import fleet_counted
     from tdxtrace.report.histogram_text import limit_lines
 
-    rows = fleet_counted(facts.table_with_hosts("requests"))
+    rows = fleet_counted(facts.table_with_hosts("requests"), target.confidence)
     if form is not OutputFormat.table:
         outputs.write_table(rows, form, output, force=force, inputs=[url])
     else:
-        _show(Text(limit_lines(rows, target).rstrip("\n")), output, force, url)
+        text = limit_lines(rows, target.ratio, target.confidence)
+        _show(Text(text.rstrip("\n")), output, force, url)
 
 
 @app.command("report", cls=Command)
@@ -284,7 +288,7 @@ def report_command(
     hosts = fleet_hosts(counts)
     tables = (chosen.table("shares"), chosen.table("rare"))
     parts = fleet.sections(rows, hosts, chosen.parts, chosen.failures, *tables)
-    counted = fleet_counted(chosen.table_with_hosts("requests"))
+    counted = fleet_counted(chosen.table_with_hosts("requests"), confidence)
     parts.append(fleet.histogram_section(counted))
     title = f"TDX SEAMCALL retries of a fleet (facts {chosen.digest})"
     _write(render.comparison(title, parts, shape.value, rows), output, force, facts)

@@ -11,7 +11,7 @@ from tdxtrace.recommend.counted import exceeding
 from tdxtrace.tables.histograms import FLEET_COUNTED
 
 
-def fleet_counted(requests: pl.DataFrame) -> pl.DataFrame:
+def fleet_counted(requests: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.DataFrame:
     """Count, for each leaf and limit, the requests in histograms that needed more attempts.
 
     A histogram does not show which requests were busy together.  With hosts as clusters this is
@@ -21,6 +21,7 @@ def fleet_counted(requests: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         requests: The ``fact_requests`` tables of all histograms, with the column host.
+        confidence: Of the one-sided interval.
 
     Returns:
         The ``fleet_counted`` table, by leaf and limit, up to the first that no request exceeds.
@@ -44,7 +45,7 @@ def fleet_counted(requests: pl.DataFrame) -> pl.DataFrame:
     is_first = (more.shift(1).over("leaf") != 0).fill_null(True)
     table = table.filter((more > 0) | is_first)
     share = (table["n_exceeding"] / table["n_requests"]).fill_nan(0).to_numpy().astype(np.float64)
-    high = exact_interval(share, _effective_n(table), 2 * CONFIDENCE - 1)[1]
+    high = exact_interval(share, _effective_n(table), 2 * confidence - 1)[1]
     is_fleet = pl.col("n_hosts") > 1
     return FLEET_COUNTED.conform(
         table.cast({"n_exceeding": pl.UInt64}).with_columns(

@@ -292,8 +292,13 @@ def compare_fleets(before: Facts, after: Facts) -> pl.DataFrame:
 
     Raises:
         InputError: If a file of the facts cannot be read.
-        QueryError: If a trace is in both sets.
+        QueryError: If a trace is in both sets, or is a histogram.
     """
+    if n_histograms := before.n_histograms + after.n_histograms:
+        raise QueryError(
+            f"{n_histograms:,} of the traces are histograms, which have no bursts and no times to "
+            "compare; add: and format <> 'histogram'"
+        )
     common = before.parts.join(after.parts, on="part", how="semi").height
     if common:
         raise QueryError(

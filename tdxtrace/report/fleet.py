@@ -88,7 +88,7 @@ def histogram_section(counted: pl.DataFrame) -> Section:
         "fleet_counted",
         "Requests counted in the kernel",
         definition(FLEET_COUNTED),
-        [f"{plural(n, 'leaf', 'leaves')}; hosts are the clusters of the intervals."],
+        [f"{plural(n, 'leaf', 'leaves')}; hosts are the clusters of the one-sided intervals."],
         grids=[_histograms(counted)] if n else [],
     )
 
@@ -234,7 +234,7 @@ def _histograms(counted: pl.DataFrame) -> Grid:
     """Return the shares of common limits, and of the first that no request exceeded."""
     is_shown = pl.col("max_attempts").is_in(SHOWN_LIMITS) | (pl.col("n_exceeding") == 0)
     return grid(
-        ("TDH.", "limit", "hosts", "requests", "needed more", "share", "at most (95 %)"),
+        ("TDH.", "limit", "hosts", "requests", "needed more", "share", "at most"),
         [
             (
                 leaf_label(row["leaf"]),

@@ -56,28 +56,30 @@ class HistogramFacts:
 
 
 _INDEPENDENT: Final = (
-    "95 % one-sided, for independent requests only: a histogram does not show bursts, in which "
+    "one-sided, for independent requests only: a histogram does not show bursts, in which "
     "requests give less information; record single calls before you set a limit"
 )
 _OF_HOSTS: Final = (
-    "counted in the kernel of each host; 95 % one-sided, with hosts as clusters: bursts need not "
-    "be known"
+    "one-sided, with hosts as clusters, so that bursts need not be known; counted in the kernel of "
+    "each host"
 )
 
 
-def limit_lines(attempts: pl.DataFrame, share: float) -> str:
+def limit_lines(attempts: pl.DataFrame, share: float, confidence: float = 0.95) -> str:
     """Return, per leaf, the smallest limit that at most ``share`` of requests exceeds.
 
     Args:
         attempts: The ``counted_attempts`` or ``fleet_counted`` table.
         share: Upper bound of the share of requests above the limit, greater than 0.
+        confidence: One-sided confidence of the table's intervals.
     """
     named = attempts.with_columns(name=leaf_name(pl.col("leaf")))
     lines = [
         f"{name[0]}: {_limit_of(rows, share)}"
         for name, rows in named.group_by("name", maintain_order=True)
     ]
-    note = _OF_HOSTS if "n_hosts" in attempts.columns else _INDEPENDENT
+    kind = _OF_HOSTS if "n_hosts" in attempts.columns else _INDEPENDENT
+    note = f"{100 * confidence:.4g} % {kind}"
     return "".join(f"{line}\n" for line in [*lines, note])
 
 

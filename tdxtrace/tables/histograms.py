@@ -90,8 +90,9 @@ FLEET_COUNTED = Table(
         Column(
             "exceeding_high",
             pl.Float64(),
-            "Upper end of its one-sided 95 % interval, which allows for any dependence of the "
-            "requests of one host; null: of one host, which says nothing about others.",
+            "Upper end of its one-sided interval (95 % by default), which allows for any "
+            "dependence of the requests of one host; null: of one host, which says nothing about "
+            "others.",
             nullable=True,
         ),
     ),

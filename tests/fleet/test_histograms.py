@@ -126,3 +126,28 @@ def test_a_report_has_the_requests_of_histograms(histograms: list[Path], tmp_pat
     assert "## Requests counted in the kernel" in text
     assert "| MEM.PAGE.AUG |     1 |     2 |    2,000 |         400 |" in text
     assert "no limits: no recording has requests" in text
+
+
+def test_what_needs_recordings_is_refused(histograms: list[Path], tmp_path: Path) -> None:
+    facts = tmp_path / "facts"
+    mapped(facts, *histograms)
+    for words in (
+        ("limits", facts, "--by", "host"),
+        ("limits", facts, "--hosts"),
+        ("compare", facts, "--before", "host = 'a'", "--after", "host = 'b'"),
+    ):
+        done = tdxtrace("fleet", *words)
+        assert done.status == 2
+        assert "histograms" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_confidence_is_that_of_the_command(tmp_path: Path) -> None:
+    counts = [{"7,6,0,1": 900 + n, "7,6,0,2": 100 - n} for n in range(5)]
+    paths = [histogram(tmp_path / f"h{n}.json", one) for n, one in enumerate(counts)]
+    mapped(tmp_path / "facts", *paths)
+    requests = facts_at(tmp_path / "facts").table_with_hosts("requests")
+    low, high = (fleet_counted(requests, c)["exceeding_high"][0] for c in (0.9, 0.99))
+    assert low < high
+    text = answered("fleet", "limits", tmp_path / "facts", "--confidence", "0.9").text
+    assert text.splitlines()[-1].startswith("90 % one-sided, with hosts as clusters")
