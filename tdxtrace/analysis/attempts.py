@@ -22,7 +22,7 @@ from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, CLUSTERED_BY
-from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEWS
+from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, MIN_EPISODES, TIMES_NS, UNITS, VIEWS
 from tdxtrace.tdx.operands import resource
 
 # A TD belongs to one input: the struct tdx_td of two hosts, or of one host on two days, may have
@@ -31,12 +31,6 @@ _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
 # Sums that the loop over bursts computes for each step.
 _BURST_SUMS: Final = ("n_more", "squares", "n_episodes")
-
-# Minimum number of episodes to estimate the spread of episode sizes; with fewer, the design effect
-# of the last step with enough episodes is used.  Ten is the minimum for cluster-robust variances
-# (A. C. Cameron, D. L. Miller, J. Human Resources 50 (2015) 317: few is "less than 20" to "less
-# than 50"; the t factor below accounts for the difference).
-MIN_EPISODES: Final = 10
 
 # Without busy answers, the number of episodes adds no uncertainty.
 _UNLIMITED_EPISODES: Final = 1_000_000
@@ -182,11 +176,13 @@ class _Retried:
     from_middle: Floats
     """Number of the request's period, counted from the middle of the input."""
     period: Times
-    """Number of the request's cluster: period, TD or source."""
+    """Number of the request's cluster: period, stretch, TD or source."""
+    stretch: Times
     td: Times
     source: Times
     period_n: Times
     """Number of requests at risk in that cluster."""
+    stretch_n: Times
     td_n: Times
     source_n: Times
 
@@ -328,7 +324,10 @@ def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
     # Few rows; the clusters of every unit are sums of them.
     parts = (
         at_risk.group_by("leaf", "source", "td_id", "period", "td")
-        .agg(pl.len().alias("n"), pl.col("period_known", "td_known", "from_middle").first())
+        .agg(
+            pl.len().alias("n"),
+            pl.col("stretch", "period_known", "stretch_known", "td_known", "from_middle").first(),
+        )
         .with_columns(pl.col("n").cast(pl.Int64), source_known=pl.lit(True))
     )
     found = {}

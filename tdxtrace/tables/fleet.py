@@ -12,7 +12,7 @@ from tdxtrace.tables.limits import F64, UNITS, VIEWS
 from tdxtrace.tables.schema import Column, Table
 
 # Units of dependence whose clusters include requests that were never busy; bursts do not.
-CLUSTERED_BY: Final = ("period", "td", "source")
+CLUSTERED_BY: Final = ("period", "stretch", "td", "source")
 
 _INPUT = Column("source", U16, "Input of the TD; null unless by is td.", nullable=True)
 _TD = Column("td_id", U64, "The TD; null unless by is td.", nullable=True)

@@ -17,8 +17,8 @@ _DEPENDENCE: Final = Column(
     "unit_of_dependence",
     pl.Enum(names(Dependence)),
     "Clusters that give the design effect: requests (independent), bursts of them, periods (each a "
-    "twentieth of the recording), TDs or inputs; for a fleet, hosts. For TDs or inputs, or if the "
-    "rate drifts, intervals are prediction intervals for one more of them.",
+    "twentieth or a fifth of the recording), TDs or inputs; for a fleet, hosts. For TDs or inputs, "
+    "or if the rate drifts, intervals are prediction intervals for one more of them.",
 )
 _DRIFTS: Final = Column(
     "drifts",
@@ -28,6 +28,11 @@ _DRIFTS: Final = Column(
 # Least number of TDs, or inputs, for a prediction interval for one more of them: with Student's
 # quantile of four degrees of freedom it is some four times as wide as a share.
 MIN_UNITS: Final = 5
+# Minimum number of episodes to estimate how episode sizes differ; with fewer, the design effect of
+# the last step with enough is used, and limits are marked.  Ten is the minimum for cluster-robust
+# variances (A. C. Cameron, D. L. Miller, J. Human Resources 50 (2015) 317: few is "less than 20"
+# to "less than 50"; Student's quantile accounts for the difference).
+MIN_EPISODES: Final = 10
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "no_vm_lost", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")

@@ -111,11 +111,12 @@ def effect(sizes: list[int]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "least"), [("geometric (control)", 90), ("10 TDs", 87), ("drift", 87)]
+    ("kind", "least"),
+    [("geometric (control)", 90), ("10 TDs", 87), ("6 storms", 90), ("drift", 87)],
 )
 def test_intervals_hold_what_a_further_unit_shows(kind: str, least: int) -> None:
-    held = coverage.unlike(kind, 3_000, (), range(1, 41))
+    held = coverage.unlike(kind, 3_000, (), range(1, 61))
     for within in (1, 2, 5):
         assert 100 * held[f"{within} so"] >= least * held[f"{within} asked"]
     # A drift is found in most short traces, and seldom where there is none.
-    assert (held["drifts"] >= 20) if kind == "drift" else (held["drifts"] <= 4)
+    assert (held["drifts"] >= 30) if kind == "drift" else (held["drifts"] <= 6)

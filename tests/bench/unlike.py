@@ -191,6 +191,42 @@ def _of_hawkes() -> More:
     return lambda m: share * drawn(m)
 
 
+def on_and_off(n: int, chance: np.random.Generator) -> Made:
+    """Two rates take turns, for some 100 requests each."""
+    turns = chance.geometric(0.01, n // 20 + 10)
+    is_on = np.repeat(np.arange(len(turns)) % 2 == chance.integers(2), turns)[:n]
+    busy = chance.random(n) < np.where(is_on, 0.05, 0.01)
+    return Made(_numbers(chance, busy, 2 / 3), geometric(2 / 3))
+
+
+def _lognormal_bursts(n: int, chance: np.random.Generator) -> tuple[Numbers, Numbers]:
+    first = np.flatnonzero(chance.random(n) < BUSY / 6)
+    sizes = np.ceil(chance.lognormal(1.0, 1.2, len(first))).astype(np.int64)
+    burst = np.repeat(np.arange(len(first)), sizes)
+    steps = chance.geometric(0.2, len(burst))
+    steps[np.cumsum(sizes) - sizes] = 0
+    walked = np.cumsum(steps)
+    place = first[burst] + walked - walked[np.cumsum(sizes) - sizes][burst]
+    slow = chance.uniform(0.4, 0.85, len(first))
+    places, at = np.unique(place[place < n], return_index=True)
+    return places, chance.geometric(1 - slow[burst[place < n][at]])
+
+
+def lognormal_bursts(n: int, chance: np.random.Generator) -> Made:
+    """Bursts of lognormal size, with other requests between theirs, each as slow as another."""
+    places, drawn = _lognormal_bursts(n, chance)
+    numbers = np.zeros(n, np.int64)
+    numbers[places] = drawn
+    return Made(numbers, _of_lognormal_bursts())
+
+
+@cache
+def _of_lognormal_bursts() -> More:
+    places, drawn = _lognormal_bursts(_MANY, np.random.default_rng(0))
+    more = _drawn(drawn)
+    return lambda m: len(places) / _MANY * more(m)
+
+
 def _saturated(share: float) -> Kind:
     """Most are busy, in blocks of eight that wait for one holder."""
 
@@ -321,6 +357,8 @@ KINDS: dict[str, Kind] = {
     "periodic, bounded": _of_shape(_periodic),
     "plateaus 1, 4, 8, 64": _of_shape(_plateaus),
     "self-exciting bursts": hawkes,
+    "lognormal bursts": lognormal_bursts,
+    "on and off": on_and_off,
     "8 waiters for a holder": _waiters(0.5),
     "8 tied waiters": _waiters(0.0),
     "half busy, in blocks": _saturated(0.5),
