@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from tdxtrace.cli import main
@@ -161,18 +160,6 @@ def test_a_scenario_runs_from_a_file(tmp_path: Path) -> None:
         b"0",
         b"1",
     }
-
-
-@pytest.mark.parametrize("name", scenario.names())
-def test_the_truth_tables_match_their_declarations(name: str) -> None:
-    run = engine.run(scenario.named(name).with_(duration_ms=6), 1)
-    rows = truth.rows_of(run)
-    frames = {
-        t.name: t.check(pl.DataFrame(rows[t.name], t.schema, orient="row")) for t in TRUTH_TABLES
-    }
-    chains, attempts = frames["truth_chains"], frames["truth_attempts"]
-    assert chains["n_attempts"].sum() == attempts.height == len(run.journal.calls)
-    assert chains["n_busy"].sum() == frames["truth_busy"].height
 
 
 def test_truth_csv_names_busy_resources_and_holders(tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ import polars as pl
 import pytest
 
 from tdxtrace.simulate import engine, scenario, truth
+from tdxtrace.simulate.engine import Run
 from tdxtrace.tables.truth import TRUTH_TABLES
 
 
 @cache
 def _truth(name: str, seed: int = 1, **changes: object) -> dict[str, pl.DataFrame]:
-    rows = truth.rows_of(engine.run(scenario.named(name).with_(**changes), seed))
+    return _tables(engine.run(scenario.named(name).with_(**changes), seed))
+
+
+def _tables(run: Run) -> dict[str, pl.DataFrame]:
+    rows = truth.rows_of(run)
     return {
         t.name: t.check(pl.DataFrame(rows[t.name], t.schema, orient="row")) for t in TRUTH_TABLES
     }
@@ -33,11 +38,41 @@ WITHOUT_MMU_LOCK = {
 }
 
 
-@pytest.mark.parametrize("name", scenario.names())
-def test_mmu_lock_excludes_unless_somebody_does_not_take_it(name: str) -> None:
-    rules = _truth(name, duration_ms=6)["truth_broken_rules"]
+@pytest.fixture(scope="module", params=scenario.names())
+def run(request: pytest.FixtureRequest) -> Run:
+    """6 ms of each scenario, for the tests of all of them."""
+    return engine.run(scenario.named(request.param).with_(duration_ms=6), 1)
+
+
+@pytest.fixture(scope="module")
+def tables(run: Run) -> dict[str, pl.DataFrame]:
+    """Its truth."""
+    return _tables(run)
+
+
+def test_mmu_lock_excludes_unless_somebody_does_not_take_it(
+    run: Run, tables: dict[str, pl.DataFrame]
+) -> None:
+    rules = tables["truth_broken_rules"]
     broken = not rules.filter(rule="mmu_lock_excludes").is_empty()
-    assert broken == (name in WITHOUT_MMU_LOCK)
+    assert broken == (run.scenario.name in WITHOUT_MMU_LOCK)
+
+
+def test_every_call_is_an_attempt_of_a_chain(run: Run, tables: dict[str, pl.DataFrame]) -> None:
+    chains, attempts = tables["truth_chains"], tables["truth_attempts"]
+    assert chains["n_attempts"].sum() == attempts.height == len(run.journal.calls)
+    assert chains["n_busy"].sum() == tables["truth_busy"].height
+
+
+def test_a_cpu_and_a_thread_make_one_call_at_a_time(run: Run) -> None:
+    """That a run is reproducible is the subject of ``test_same_output.py``."""
+    assert run.journal.calls
+    for owner in ("cpu", "thread"):
+        last: dict[object, int] = {}
+        for call in sorted(run.journal.calls, key=lambda c: c.start_ns):
+            key = getattr(call, owner) if owner == "cpu" or not call.in_irq else object()
+            assert owner == "cpu" or call.start_ns >= last.get(key, 0), call.leaf
+            last[key] = call.end_ns
 
 
 def test_a_broken_mmu_lock_names_two_calls_that_overlap() -> None:
