@@ -11,6 +11,7 @@ import typer.main
 from support.running import SAMPLES, answered, refused
 
 from tdxtrace.cli.main import app
+from tdxtrace.report import render
 
 CHOSEN = [
     *("--leaf", "TDH.MEM.TRACK", "--leaf", "TDH.VP.ENTER"),
@@ -71,41 +72,46 @@ def same(command: str, *words: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first lines of a sample: most tables have rows of them."""
-    path = tmp_path_factory.mktemp("trace") / "zerostep.txt"
-    lines = (SAMPLES / "zerostep.txt").read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:1500]))
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample, converted: it is read four times in each test, and a store is read faster."""
+    path = tmp_path_factory.mktemp("whole") / "zerostep"
+    answered("convert", SAMPLES / "zerostep.txt", "-q", "-o", path)
     return path
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first lines of a sample, converted: most tables have rows of them."""
+    folder = tmp_path_factory.mktemp("trace")
+    lines = (SAMPLES / "zerostep.txt").read_text().splitlines(keepends=True)
+    (folder / "zerostep.txt").write_text("".join(lines[:1500]))
+    answered("convert", folder / "zerostep.txt", "-q", "-o", folder / "zerostep")
+    return folder / "zerostep"
 
 
 @pytest.mark.parametrize(("command", "options"), CASES, ids=[" ".join([c, *o]) for c, o in CASES])
 def test_the_calls_give_the_rows_of_the_command(
-    command: str, options: list[str], beginning: Path
+    command: str, options: list[str], beginning: Path, whole: Path
 ) -> None:
     # The first abandoned request is further on.
-    same(
-        command,
-        SAMPLES / "zerostep.txt" if command == "abandoned-requests" else beginning,
-        *options,
-    )
+    same(command, whole if command == "abandoned-requests" else beginning, *options)
 
 
-def test_policies_of_a_file_are_replayed_by_the_calls(tmp_path: Path) -> None:
+def test_policies_of_a_file_are_replayed_by_the_calls(chains: Path, tmp_path: Path) -> None:
     file = tmp_path / "it's mine.toml"
     file.write_text("[policy.mine]\ncalls = 3\n")
     for more in ([], ["--policy", "mine"], ["--policy", "mainline", "--policy", "mine"]):
-        code = same("policies", SAMPLES / "contended.txt", "--policies", file, *more)
+        code = same("policies", chains, "--policies", file, *more)
         assert "read_policies(Path(" in code
 
 
-def test_how_traces_are_read_is_part_of_the_calls(tmp_path: Path) -> None:
+def test_how_traces_are_read_is_part_of_the_calls(chains: Path, tmp_path: Path) -> None:
     log = tmp_path / "it's dmesg.txt"
     log.write_text("[    1.5] SEAMCALL TDH_MEM_PAGE_REMOVE failed: 0x8000020000000001\n")
     words = ["--map", "my_probe=tdh_mem_page_aug", "--level-base", "0", "--input-format", "ftrace"]
     for command in ("events", "verdicts"):
-        assert "dmesg=" in same(command, SAMPLES / "contended.txt", "--dmesg", log)
-        assert "level_base=0" in same(command, SAMPLES / "contended.txt", *words)
+        assert "dmesg=" in same(command, chains, "--dmesg", log)
+        assert "level_base=0" in same(command, chains, *words)
 
 
 def test_contradictory_targets_are_refused() -> None:
@@ -137,7 +143,11 @@ def test_perfetto_is_written_by_its_calls(more: list[str], beginning: Path, tmp_
     assert path.read_bytes() == other.read_bytes()
 
 
-def test_charts_of_a_report_are_saved_by_its_calls(chains: Path, tmp_path: Path) -> None:
+def test_charts_of_a_report_are_saved_by_its_calls(
+    chains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # That a picture shows its chart is the subject of tests/report.
+    monkeypatch.setattr(render, "picture", lambda *_: b"a picture")
     words: list[str | Path] = ["report", chains, "-o", tmp_path / "r.html"]
     charts: list[str | Path] = ["--svg", tmp_path / "a", "--leaf", "TDH.MEM.PAGE.AUG"]
     ran(answered(*words, *charts, "--python").text)
