@@ -216,14 +216,15 @@ def test_the_task_of_a_dead_worker_is_retried(
     run: Run, traces: Path, facts: Path, tmp_path: Path
 ) -> None:
     engine = LocalEngine(2)
+    # Each death costs a new interpreter; two are as good as four.
+    inputs = trace_inputs([str(traces / "host0.dat"), str(traces / "host1.perf.txt.xz")])
     try:
-        done = map_traces(
-            trace_inputs([str(traces)]), open_storage(str(tmp_path / "facts")), engine, run=run
-        )
+        done = map_traces(inputs, open_storage(str(tmp_path / "facts")), engine, run=run)
     finally:
         engine.close()
-    assert (done.n_done + done.n_there, done.n_failed) == (4, 0)
-    assert digest_of(tmp_path / "facts") == digest_of(facts)
+    assert (done.n_done + done.n_there, done.n_failed) == (2, 0)
+    assert counted_tasks(tmp_path / "facts").len() == 2
+    assert digest_of(tmp_path / "facts").items() <= digest_of(facts).items()
 
 
 def test_a_trace_that_kills_workers_does_not_fail_other_traces(

@@ -28,6 +28,7 @@ from tdxtrace.report.counts import facts
 from tdxtrace.report.html import _vega, spec_of
 from tdxtrace.report.outline import sections
 from tdxtrace.report.render import picture, report, save_charts
+from tdxtrace.report.section import Section
 from tdxtrace.report.sections import times
 from tdxtrace.report.units import share
 from tdxtrace.tables.text import one_line
@@ -56,27 +57,38 @@ def findings() -> Findings:
     return analyze(read_trace(ZERO_STEPS))
 
 
+@pytest.fixture(scope="module")
+def shown(findings: Findings) -> list[Section]:
+    """Its sections."""
+    return sections(findings)
+
+
+@cache
+def of_story(text: str) -> Findings:
+    """Findings on a story, whose tables are made once for all tests."""
+    return analyze(story(text).trace)
+
+
 @pytest.mark.parametrize("text", STORIES)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_report_contains_the_expected_sentences(text: str, form: str) -> None:
-    shown = report(analyze(story(text).trace), form).decode()
-    words = " ".join(html.unescape(shown).split())
+    told = report(of_story(text), form).decode()
+    words = " ".join(html.unescape(told).split())
     for sentence in STORIES[text]:
         assert sentence in words
-    assert "None" not in re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
+    assert "None" not in re.sub(r"<script.*?</script>", "", told, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("text", STORIES)
 def test_no_chart_is_empty(text: str) -> None:
-    for section in sections(analyze(story(text).trace)):
+    for section in sections(of_story(text)):
         assert section.says
         for figure in section.figures:
             spec = figure.draw().to_dict()
             assert any(rows for rows in spec["datasets"].values())
 
 
-def test_problems_are_first_then_limits_then_how_often(findings: Findings) -> None:
-    shown = sections(findings)
+def test_problems_are_first_then_limits_then_how_often(shown: list[Section]) -> None:
     names = [section.name for section in shown]
     assert names[:4] == ["short", "verdicts", "limits", "leaf_stats"]
     assert [section.is_detail for section in shown] == [False] * 12 + [True] * (len(shown) - 12)
@@ -88,17 +100,17 @@ def test_problems_are_first_then_limits_then_how_often(findings: Findings) -> No
     assert "Zero-step mitigation refused entries of a vCPU in 8 episodes." in first
 
 
-def test_numbers_are_those_of_the_tables(findings: Findings) -> None:
-    leaves = next(s for s in sections(findings) if s.name == "leaf_stats")
+def test_numbers_are_those_of_the_tables(findings: Findings, shown: list[Section]) -> None:
+    leaves = next(s for s in shown if s.name == "leaf_stats")
     (grid,) = leaves.grids
-    shown = {row[0]: row[1:3] for row in grid.rows}
-    assert shown["VP.ENTER"] == ("670", "29 (4 %)")
-    assert shown["MEM.RANGE.BLOCK"] == ("20", "18 (90 %)")
+    rows = {row[0]: row[1:3] for row in grid.rows}
+    assert rows["VP.ENTER"] == ("670", "29 (4 %)")
+    assert rows["MEM.RANGE.BLOCK"] == ("20", "18 (90 %)")
     assert len(grid.rows) == findings.leaf_stats.height
 
 
-def test_worst_chains_name_their_rows(findings: Findings) -> None:
-    chains = next(s for s in sections(findings) if s.name == "retry_chains")
+def test_worst_chains_name_their_rows(shown: list[Section]) -> None:
+    chains = next(s for s in shown if s.name == "retry_chains")
     (grid,) = chains.grids
     assert grid.rows[0][:2] == ("VP.ENTER", "-")
     assert grid.rows[0][3:6] == ("170", "8.97 ms", "3797 to 5698")
@@ -170,8 +182,8 @@ def test_a_page_is_self_contained(findings: Findings) -> None:
     assert "default-src 'none'" in html.unescape(page)
 
 
-def test_charts_use_the_colours_of_the_page(findings: Findings) -> None:
-    for section in sections(findings):
+def test_charts_use_the_colours_of_the_page(shown: list[Section]) -> None:
+    for section in shown:
         for figure in section.figures:
             text = json.dumps(spec_of(figure.draw()))
             assert "var(--" in text
@@ -240,10 +252,12 @@ def test_json_satisfies_its_schema(name: str) -> None:
     assert report_breaches(result | {"sections": 3}) != []
 
 
-def test_charts_are_saved_as_images_with_titles(findings: Findings, tmp_path: Path) -> None:
+def test_charts_are_saved_as_images_with_titles(
+    findings: Findings, shown: list[Section], tmp_path: Path
+) -> None:
     assert save_charts(findings, tmp_path, "svg", force=False) == len(FIGURES)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.svg" for name in FIGURES]
-    titles = {f.name: f.title for s in sections(findings) for f in s.figures}
+    titles = {f.name: f.title for s in shown for f in s.figures}
     for path in tmp_path.iterdir():
         image = path.read_text()
         assert image.startswith("<svg")
@@ -290,10 +304,15 @@ def contended() -> Findings:
     return analyze(read_trace(SAMPLES / "contended.txt"))
 
 
-def test_each_problem_has_evidence_a_rule_and_what_to_do(contended: Findings) -> None:
-    shown = sections(contended)
-    assert shown[0].says[0] == "2 problems: 2 BUG; 3 kinds of findings undecided."
-    lock, track = shown[1].problems
+@pytest.fixture(scope="module")
+def of_contended(contended: Findings) -> list[Section]:
+    """Its sections."""
+    return sections(contended)
+
+
+def test_each_problem_has_evidence_a_rule_and_what_to_do(of_contended: list[Section]) -> None:
+    assert of_contended[0].says[0] == "2 problems: 2 BUG; 3 kinds of findings undecided."
+    lock, track = of_contended[1].problems
     assert lock.where.startswith("80 busy answers of MEM.PAGE.AUG, MEM.RANGE.BLOCK, MEM.PAGE.R")
     assert lock.what.count("mmu_lock is held for writing") == 1
     assert lock.evidence.count("busy_causes, rows") == 3
@@ -302,10 +321,10 @@ def test_each_problem_has_evidence_a_rule_and_what_to_do(contended: Findings) ->
     assert track.evidence == "busy_causes, rows 1326 1379 1439 1464 1466 and others"
     assert track.rule.startswith("track_without_kick: Linux 6.16")
     assert track.look.endswith("contended.txt --seq 1326")
-    assert [grid.summary.split(",")[0] for grid in shown[1].grids] == [
+    assert [grid.summary.split(",")[0] for grid in of_contended[1].grids] == [
         *("10 UNDECIDED groups", "4 EXPECTED groups")
     ]
-    assert not shown[1].grids[0].rows[2][-1].endswith("\u2026"), "sentences are not cut"
+    assert not of_contended[1].grids[0].rows[2][-1].endswith("\u2026"), "sentences are not cut"
 
 
 def test_sections_without_content_are_named_only(contended: Findings) -> None:
@@ -327,7 +346,7 @@ def test_the_brief_fits_a_mail(name: str, request: pytest.FixtureRequest) -> Non
 
 @pytest.mark.parametrize("text", STORIES)
 def test_the_brief_of_an_empty_trace_is_short(text: str) -> None:
-    assert 5 < len(report(analyze(story(text).trace), "brief").splitlines()) < 30
+    assert 5 < len(report(of_story(text), "brief").splitlines()) < 30
 
 
 def test_json_has_every_row(contended: Findings) -> None:
@@ -345,11 +364,12 @@ def test_counts_are_those_of_the_screen(findings: Findings) -> None:
         assert fact in result
 
 
-def test_each_colour_is_named_by_its_meaning(findings: Findings, contended: Findings) -> None:
+def test_each_colour_is_named_by_its_meaning(
+    shown: list[Section], of_contended: list[Section]
+) -> None:
     drawn = {
         colour
-        for found in (findings, contended)
-        for section in sections(found)
+        for section in (*shown, *of_contended)
         for figure in section.figures
         for colour in re.findall(r"var\(--(\w+)\)", json.dumps(spec_of(figure.draw())))
     }
@@ -366,8 +386,8 @@ def test_names_of_limits_do_not_overlap() -> None:
     assert lines == [0, 1, 0, 0]
 
 
-def test_limits_say_what_the_trace_supports(contended: Findings) -> None:
-    said = " ".join(sections(contended)[2].says)
+def test_limits_say_what_the_trace_supports(of_contended: list[Section]) -> None:
+    said = " ".join(of_contended[2].says)
     assert "need more (each with 95 % confidence): of TDH.MEM.PAGE.AUG 2.7 % more than 6.3" in said
     assert "No limit is recommended (at most 1 request in 1,000,000 to need more" in said
     assert "no number of requests would do: 1.2 % were last seen busy at 64 attempts" in said

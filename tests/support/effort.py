@@ -9,7 +9,7 @@ from hypothesis import settings
 
 T = TypeVar("T")
 THOROUGH: Final = "thorough"
-# A choice: the suite stays under ten minutes on two cores.
+# A choice, for the time of a run.
 _PART: Final = 4
 
 
