@@ -7,6 +7,7 @@ them takes longer than reading a small input.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -50,10 +51,23 @@ _NO_TRACE: Final = (
     (b"\x89PNG", "a PNG picture"),
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
+    (b"Rar!", "a RAR archive; unpack it first"),
     (b"BZh", "bzip2; recompress it with zstd, xz or gzip"),
+    (b"\x04\x22\x4d\x18", "lz4; recompress it with zstd, xz or gzip"),
+    (b"\x5d\x00\x00", "lzma; recompress it with zstd, xz or gzip"),
+    (b"\x89LZO", "lzop; recompress it with zstd, xz or gzip"),
+    (b"\x1f\x9d", "packed by compress; recompress it with zstd, xz or gzip"),
+    (b"\x1f\x8b", "packed twice; unpack it once"),
+    (b"\xfd7zXZ", "packed twice; unpack it once"),
+    (b"\x28\xb5\x2f\xfd", "packed twice; unpack it once"),
+    (b"{\\rtf", "a document (RTF); save it as plain text"),
+    (b"SQLite format 3", "a database (SQLite)"),
     (b"PAR1", "a Parquet file"),
     (b"\x7fELF", "a program (ELF)"),
 )
+# The same, not at the beginning: POSIX ustar, and the zeros behind the name of its first file.
+_IS_TAR: Final = re.compile(rb"[^\0]{1,100}\0[\s\S]{100,255}ustar")
 _SAMPLE_LINES: Final = 2000
 # Lines from which an unreadable text is identified.
 _REFUSED_LINES: Final = 200
@@ -441,6 +455,8 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     for magic, description in _NO_TRACE:
         if head.startswith(magic):
             raise FormatError(f"{shown} is {description}")
+    if _IS_TAR.match(head):
+        raise FormatError(f"{shown} is a tar archive; unpack it first")
     found = most_likely(head)
     if found is not None:
         return found

@@ -116,6 +116,31 @@ REFUSALS: Final = (
         "strace output",
     ),
     _row(
+        r"^[0-9a-f]{4,16}:? {1,2}(?:[0-9a-f]{2,4} ){2,16}|^[0-7]{7} (?: {2}\S| \\n| {3}){4}",
+        "a hex dump",
+        "turn it back: xxd -r (of xxd's output), or send the file as it was",
+    ),
+    _row(
+        r"^(?i:content-transfer-encoding: base64)|^[A-Za-z0-9+/]{60,76}$",
+        "encoded in base64",
+        "save the attachment, or decode it: base64 -d",
+    ),
+    _row(
+        r"^.{0,400}?\d: +\S.{0,400}?(?:\\n|['\"], ?['\"]).{0,60}?-?\d.{0,60}?\d: \S",
+        "text with many lines in one",
+        "print each on a line of its own: sed 's/\\\\n/\\n/g', or of JSON jq -r '.. | strings'",
+    ),
+    _row(
+        r"^[^\n]{0,80}[,;]\[\d{1,4}\][,;]|^[^\n]{0,80}-\d{1,9}[,;]+(?:\([,;]*\d{1,9}\)[,;]+)?\[\d",
+        "a table of cells; blanks were lost",
+        "send the file as it was, or put blanks for the separators: tr ',;' ' '",
+    ),
+    _row(
+        r"^.{0,99}\[\d{1,4}\].{0,20}? \d{1,9},\d{6,9}: ",
+        "text with commas in its times",
+        r"print it with LC_ALL=C, or sed -E 's/([0-9]),([0-9]{6,9}: )/\1.\2/'",
+    ),
+    _row(
         r'^\s*\{"dmesg"\s*:\s*\[\s*\{|^\s*\[\s*\{"(?:__CURSOR|__REALTIME_TIMESTAMP|MESSAGE)"',
         "a log in JSON with all its entries on one line",
         "print each on a line of its own: dmesg -J | jq -c '.dmesg[]', or journalctl -k -o json",

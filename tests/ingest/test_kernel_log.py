@@ -189,6 +189,9 @@ def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) 
         ("SEAMCALL TDH_VP_INIT succeeded", "other", {"leaf": None}),
         ("kvm_intel: tdx: max servtds supported per user TD is 1", "other", {}),
         ("seamldr: module update took 44 ms", "other", {}),
+        ("tdx_host tdx_host: update failed", "other", {}),
+        ("kvm_intel: NO_RBP_MOD feature is not supported", "other", {}),
+        ("kvm_intel: Insufficient number of HKIDs", "other", {}),
         ("TDX private memory error. Possible kernel bug.", "other", {}),
         (
             "TDX requires all packages to have an online CPU. Delete all TDs in order to offline "

@@ -25,6 +25,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from support.dmesg import printed_by_dmesg
 from support.recordings import SAMPLES, as_ns, cut_to_us, rounded_to_us
 
 import tdxtrace
@@ -313,6 +314,10 @@ _RIGHT = ("equal", "refused", "the same text", "not printed")
 
 
 def _main() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        n = sum(1 for _ in printed_by_dmesg(Path(folder), ["virt/tdx: module initialized"]))
+    shown = subprocess.run(["dmesg", "--version"], capture_output=True, text=True, check=False)
+    yield f"kernel log ({shown.stdout.strip()}): {n} forms; tests/property compares them"
     for recording in RECORDINGS:
         tool = recording.command[0]
         shown = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False)

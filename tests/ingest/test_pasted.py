@@ -48,7 +48,80 @@ def container(printed: str) -> dict[str, str]:
     return {"log": printed + "\n", "stream": "stdout", "time": "2026-01-01T00:00:00.000000001Z"}
 
 
+def before(made: str) -> Callable[[str], str]:
+    """Put a text before each line; {n} is its number."""
+    return lambda text: "".join(
+        made.format(n=n) + line + "\n" for n, line in enumerate(text.splitlines(), 97)
+    )
+
+
+def behind(made: str) -> Callable[[str], str]:
+    return lambda text: text.replace("\n", made + "\n")
+
+
+def by_grep(text: str) -> str:
+    """As grep -C prints what it found in a file, and what is beside it."""
+    lines = (f"t.txt{':-'[n % 2]}{n}{':-'[n % 2]}{x}" for n, x in enumerate(text.splitlines()))
+    return "\n--\n".join(lines) + "\n"
+
+
+def of_journal(line: str) -> dict[str, object]:
+    return {"__CURSOR": "s=1", "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "cat", "MESSAGE": line}
+
+
+# Of these a kernel's log has its own, or they make no sense of one.
+TRACE_FORMS: dict[str, Callable[[str], str | bytes]] = {
+    "journalctl -o json": lambda text: in_json(text, of_journal),
+    "journalctl -o json, bytes": lambda text: in_json(
+        text, lambda line: {"MESSAGE": list(line.encode())}
+    ),
+    "journalctl -o json-seq": lambda text: re.sub(
+        "^", "\x1e", in_json(text, of_journal), flags=re.M
+    ),
+    "journalctl -o json-sse": lambda text: re.sub("^{", "data: {", in_json(text, of_journal)),
+    "journalctl -o json-pretty": lambda text: "".join(
+        json.dumps(of_journal(line), indent="\t") + "\n" for line in text.splitlines()
+    ),
+    "a key that nobody thought of": lambda text: in_json(text, lambda line: {"a": {"b": line}}),
+    "a list of JSON": lambda text: json.dumps(text.splitlines(), indent=2) + "\n",
+    "logfmt": lambda text: "".join(f"t=1 msg={json.dumps(x)}\n" for x in text.splitlines()),
+    "cat -n": before("{n:6}\t"),
+    "less -N": before("{n:7} "),
+    "grep -C": by_grep,
+    "ts": before("Nov 12 11:22:33 "),
+    "ts %.s": before("17629429{n}.123456 "),
+    "a console": before("[  896.{n:06}] "),
+    "a console, with threads": before("[  896.{n:06}][ T{n}] "),
+    "syslog": before("Nov 12 11:22:33 host-3 cat[{n}]: "),
+    "journalctl -o short-full": before("Wed 2025-11-12 11:22:33 CET host cat[123]: "),
+    "Jenkins": before("[2026-01-01T00:00:00.000Z] "),
+    "pods": before("[pod/x-{n}/main] "),
+    "diff": before("+"),
+    "a list": before("{n}. "),
+    "bat": before("{n:4}   \u2502 "),
+    "cat -e": behind("$"),
+    "cat -e, CRLF": behind("^M$"),
+    "bold": lambda text: behind("**")(before("**")(text)),
+    "cells": lambda text: behind(" |")(before("| ")(text)),
+    "a spreadsheet": behind(",,,"),
+}
 FORMS: dict[str, Callable[[str], str | bytes]] = {
+    "HTML, twice": lambda text: html.escape(html.escape(text)),
+    "HTML, an arrow": lambda text: html.escape(text).replace("&lt;-", "&larr;"),
+    "HTML, breaks": lambda text: html.escape(text).replace(" ", "&nbsp;").replace("\n", "<br>\n"),
+    "HTML, one line": lambda text: html.escape(text).replace("\n", "<br/>"),
+    "HTML, lines": lambda text: re.sub(
+        "^(.*)$", r'<tr><td class="n">\1</td></tr>', html.escape(text).rstrip(), flags=re.M
+    ),
+    "Markdown, escaped": lambda text: re.sub(r"([_\[\]*<>])", r"\\\1", text),
+    "colours of 256": lambda text: re.sub("^(.*)$", "\x1b[38;5;8m\\1\x1b[39m", text, flags=re.M),
+    "script(1)": lambda text: "\x1b[?2004l" + text.replace("\n", "\r\n") + "\x1b[?2004h",
+    "a terminal, by cat -v": lambda text: re.sub("^(.*)$", "^[[31m\\1^[[0m", text, flags=re.M),
+    "overstruck": lambda text: re.sub("(tdh|SEAM)", "t\bt\\1", text).replace("t\bttdh", "t\btdh"),
+    "dashes of an editor": lambda text: text.replace("-", "\u2013"),
+    "wide blanks": lambda text: text.replace("  ", "\u2003\u2009"),
+    "marks without a width": lambda text: text.replace(":", ":\u200b").replace("_", "_\u00ad"),
+    "Latin-1": lambda text: text.replace("  ", " \u00a0").encode("latin-1"),
     "as it was printed": lambda text: text,
     "UTF-16 of PowerShell": lambda text: ("\ufeff" + text.replace("\n", "\r\n")).encode(
         "utf-16-le"
@@ -86,15 +159,18 @@ def calls(trace: Trace) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("text", [TRACEFS, TRACE_CMD, PERF], ids=["tracefs", "trace-cmd", "perf"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *TRACE_FORMS])
 def test_a_trace_is_the_same_in_every_form(form: str, text: str) -> None:
-    printed, pasted = read_text(text), read_text(FORMS[form](text))
+    printed, pasted = read_text(text), read_text((FORMS | TRACE_FORMS)[form](text))
     assert len(calls(printed)) == 2
     assert calls(pasted) == calls(printed)
+    names = ("tid", "comm")
+    assert pasted.threads.select(names).rows() == printed.threads.select(names).rows()
     assert pasted.vm_entries.height == 1
     assert is_accounted_for(pasted)
     # The tags of a page are no lines of a trace.
-    tags = {"unparsed"} if form == "HTML, of a page" else set()
+    frames = ("HTML, of a page", "grep -C", "journalctl -o json-pretty", "a list of JSON")
+    tags = {"unparsed"} if form in frames else set()
     assert set(lost(pasted)) <= set(lost(printed)) | tags
 
 
@@ -123,6 +199,10 @@ def test_a_form_is_undone_wherever_the_input_is_cut() -> None:
         # A name with an escape, of a thread that wants to be seen, and with what HTML calls "<".
         ONE_CALL.replace("CPU 0/KVM", "CPU\x1b[31m0", 1),
         ONE_CALL.replace("\n", "\r\n"),
+        # A probe that prints the name of the thread.
+        ONE_CALL.replace("level=0", 'level=0 comm="qemu"').replace("0x0\n", '0x0 comm="qemu"\n'),
+        # A name that is longer than Linux has any, as Android prints them.
+        ONE_CALL.replace("CPU 0/KVM", "com.android.systemui"),
         "\xff\xfe damaged " + ONE_CALL,
     ],
 )

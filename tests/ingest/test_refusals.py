@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import tarfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from support.texts import ONE_CALL, read_text
+from support.texts import ONE_CALL, aug, aug_ret, read_text
 
 from tdxtrace.errors import FormatError
 
@@ -78,6 +82,11 @@ Tracing 1 functions for "tdh_mem_page_aug"... Hit Ctrl-C to end.
   tdx_sept_set_private_spte
     12
 """
+XXD = """\
+00000000: 2020 2020 2020 2043 5055 2030 2f4b 564d         CPU 0/KVM
+00000010: 2d37 2020 2020 2020 205b 3030 315d 202e  -7       [001] .
+"""
+OF_MAIL = "From a@b Wed Nov 12 11:22:33 2025\nContent-Transfer-Encoding: base64\n\nQ1BVIDAv\n"
 NO_TIME = " CPU 0/KVM 14402 [001]    kvm:kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0\n"
 STAT = "cpus=2\n\nKernel buffer statistics:\n  Note: entries\nCPU: 0\nentries: 0\n"
 
@@ -119,6 +128,12 @@ FUNCTIONS = """\
         (GUEST_LOG, "of a guest", "trace the host", ""),
         (VMGEXIT, "AMD host", "Intel", ""),
         (STACKS, "bcc", "tdxtrace capture record", "tdh_mem_page_aug"),
+        (XXD, "hex dump", "xxd -r", ""),
+        ("QUJD" * 19 + "\n", "base64", "base64 -d", ""),
+        (OF_MAIL, "base64", "base64 -d", ""),
+        (re.sub(" +", ";", ONE_CALL), "table of cells", "tr ',;' ' '", "tdh_mem_page_aug"),
+        (re.sub(r"(\d)\.(\d{6})", r"\1,\2", ONE_CALL), "commas", "LC_ALL=C", "tdh_mem_page_aug"),
+        (repr(ONE_CALL.splitlines()), "many lines in one", "jq -r", "tdh_mem_page_aug"),
         ("FUNC    COUNT\nb'tdh_vp_enter'  12\n", "bcc", "tdxtrace capture record", "tdh_vp_enter"),
         ("PID  TID  KVM_EXIT_REASON  COUNT\n1 2 EXIT_REASON_HLT 6\n", "bcc", "record", ""),
         ("[12:00:01]\n\tCOUNT      EVENT\n\t12  $retval = 0\n", "bcc", "record", ""),
@@ -149,6 +164,40 @@ def test_calls_beside_such_text_are_read(text: str) -> None:
     """People put several things into one file."""
     for both in (text + ONE_CALL, ONE_CALL + text):
         assert read_text(both).seamcalls.height == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x04\x22\x4d\x18" + ONE_CALL.encode(), "is lz4; recompress it"),
+        (gzip.compress(gzip.compress(ONE_CALL.encode())), "is packed twice; unpack it once"),
+        (b"7z\xbc\xaf'\x1c" + ONE_CALL.encode(), "is a 7z archive; unpack it first"),
+        (rb"{\rtf1\ansi " + ONE_CALL.encode(), "save it as plain text"),
+    ],
+)
+def test_what_packs_a_text_is_named(data: bytes, said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        read_text(data)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_is_not_read_as_its_first_file(
+    tmp_path: Path, mode: Literal["w", "w:gz"]
+) -> None:
+    (tmp_path / "trace.txt").write_text(ONE_CALL)
+    with tarfile.open(tmp_path / "a.tar", mode) as archive:
+        archive.add(tmp_path / "trace.txt", "trace.txt")
+    with pytest.raises(FormatError, match="is a tar archive; unpack it first"):
+        read_text((tmp_path / "a.tar").read_bytes())
+
+
+def test_a_text_with_its_newest_line_first_is_refused() -> None:
+    """As journalctl -r and viewers of logs print it; calls would lose their returns."""
+    lines = [aug(f"1.{n:06}") + aug_ret(f"1.{n + 2:06}") for n in range(0, 50, 5)]
+    assert read_text("".join(lines)).seamcalls.height == 10
+    turned = reversed("".join(lines).splitlines(keepends=True))
+    with pytest.raises(FormatError, match="newest line first; turn it round: tac FILE"):
+        read_text("".join(turned))
 
 
 def test_what_is_not_known_shows_its_first_line() -> None:

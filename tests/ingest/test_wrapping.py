@@ -8,13 +8,14 @@ import random
 import re
 import textwrap
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import polars as pl
 import pytest
 from support.effort import times
 from support.recordings import SAMPLES
-from support.texts import is_accounted_for, lost, read_text
+from support.texts import ONE_CALL, is_accounted_for, lost, read_text
 
 import tdxtrace
 from tdxtrace.errors import FormatError
@@ -173,6 +174,35 @@ def test_what_a_pager_cut_is_no_number() -> None:
     whole, trace = read_text(TEXTS["perf script"]), read_text(text)
     assert not values(trace) - values(whole)
     assert lost(trace)["wrapped"] == text.count(">\n")
+
+
+@pytest.mark.parametrize("name", ["tracefs", "perf script", "trace-cmd"])
+def test_no_number_of_lines_cut_at_a_column_is_read_as_whole(name: str) -> None:
+    """As less -S, a narrow terminal or cut -c leave them, without a mark."""
+    known = values(read_text(TEXTS[name]))
+    for column in range(60, 135, 3):
+        try:
+            trace = read_text(_lines(TEXTS[name], itemgetter(slice(column))))
+        except FormatError:
+            continue
+        assert is_accounted_for(trace)
+        assert not values(trace) - known, column
+
+
+def test_a_line_that_ends_behind_a_sign_has_no_number() -> None:
+    """The last line of a file that was cut; only trace-cmd report -R prints zero as nothing."""
+    for end in ("", "0x"):
+        trace = read_text(ONE_CALL.replace("ret=0x0", f"ret={end}"))
+        assert trace.seamcalls["status"].to_list() == [None]
+        assert lost(trace) == {"undecoded": 1}
+
+
+def test_two_events_in_one_line_are_not_one() -> None:
+    """A crash or a serial console lost the end of the first."""
+    first, second = ONE_CALL.splitlines()
+    trace = read_text(f"{ONE_CALL}{first[:90]}{second}\n{first[:90]}{first}\n")
+    assert trace.seamcalls.height == 1
+    assert lost(trace) == {"undecoded": 2}
 
 
 def test_the_file_of_a_mailer() -> None:

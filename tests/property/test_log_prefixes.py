@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import textwrap
+from pathlib import Path
 
 import pytest
+from support.dmesg import printed_by_dmesg
 from support.texts import is_accounted_for, lost, read_text
 
 from tdxtrace.errors import InputError
@@ -115,3 +118,17 @@ def test_no_message_is_lost_in_silence_however_it_is_decorated() -> None:
         n_whole += is_whole
         n_found += is_whole and read is not None
     assert n_found >= n_whole * MIN_FOUND
+
+
+@pytest.mark.skipif(shutil.which("dmesg") is None, reason="dmesg of util-linux is not installed")
+def test_all_that_dmesg_prints_is_the_same_log(tmp_path: Path) -> None:
+    plain = [found(f"[  896.162769] {message}\n") for message in MESSAGES]
+    forms = 0
+    for options, text in printed_by_dmesg(tmp_path, MESSAGES):
+        trace = read_text(text)
+        rows = trace.kernel_messages.select("message", "leaf", "status").rows()
+        assert [[row] for row in rows] == plain, options
+        assert lost(trace) == {}, options
+        assert is_accounted_for(trace), options
+        forms += 1
+    assert forms > 20

@@ -237,8 +237,12 @@ _HINT: Final = re.compile(
 
 
 # Words in any other message about TDX.  They must be whole words: names of CPU models may end in
-# the same letters.
-_OF_TDX: Final = re.compile(r"\btdx: |\bTDX\b|\bSEAMCALL\b|\bvp_enter|\b(?:P-)?(?i:seamldr)")
+# the same letters.  tdx_host is the device of Linux 7.2 (drivers/virt/coco/tdx-host), NO_RBP_MOD a
+# feature of the module that KVM of 6.16 misses, an HKID the key of a TD.
+_OF_TDX: Final = re.compile(
+    r"\btdx: |\bTDX\b|\btdx[_-](?:host|module|mig)\b|\bSEAMCALL\b|\bTDVMCALL\b|\bvp_enter"
+    r"|\bHKIDs?\b|\bNO_RBP_MOD\b|\b(?:P-)?(?i:seamldr)"
+)
 
 
 def is_about_tdx(text: str) -> bool:

@@ -237,15 +237,36 @@ def perf_lost_of(head: LinePrefix) -> Lost | None:
     return None if found is None else Lost(head.cpu, int(found["n"]))
 
 
+NAME_WIDTHS: Final = {"task": 16, "comm": 16, "short": 8}
+"""Width of the field of a thread's name, by group: "%16s-%-7d" (Linux kernel/trace/trace_output.c,
+trace_print_context; trace-cmd), "%16s " (perf, builtin-script.c), "%8.8s-" (latency format)."""
+_MOST_NAME: Final = 15
+_BLANK: Final = re.compile(r"\s")
+
+
 def _comm(groups: Mapping[str, str | None]) -> str:
-    """Return the name of the thread; after an instance's name, "rig: ", only its own columns."""
-    for group, width in (("task", 16), ("short", 8)):
-        task = groups.get(group) or ""
-        if len(task) > width and task[:-width].rstrip().endswith(":"):
-            return task[-width:]
-        if task:
-            return task
-    return groups.get("comm") or ""
+    """Return the name of the thread; of a longer text only its own columns.
+
+    The name of an instance, "rig: ", or a decoration of lines may be before them.  A name has at
+    most 15 bytes (TASK_COMM_LEN, Linux include/linux/sched.h), so its field begins with a blank;
+    where it does not, blanks were lost, and the name is unknown.  Only a single word may be longer:
+    names of Android, and of workers, which perf reads from /proc (kernel/workqueue.c).
+    """
+    for group, width in NAME_WIDTHS.items():
+        text = groups.get(group)
+        if text:
+            is_instance = text[:-width].rstrip().endswith(":")
+            is_word = width < _MOST_NAME or not _BLANK.search(text)
+            is_name = len(text) <= width or (is_word and not is_instance)
+            return text if is_name else name_field(text, width, is_instance)
+    return ""
+
+
+def name_field(text: str, width: int, is_instance: bool = False) -> str:
+    """Return the last columns of a text; "" if they cannot be the field of a thread's name."""
+    field = text[-width:]
+    is_whole = is_instance or width < _MOST_NAME or field.startswith(" ")
+    return field if is_whole else ""
 
 
 def _stamp(groups: Mapping[str, str | None]) -> tuple[int, str]:

@@ -51,6 +51,8 @@ _INT64_MAX: Final = (1 << 63) - 1
 # second step goes back.
 _MIN_STEPS: Final = 256
 _MIN_SHARE: Final = 10
+# Steps back by which a text is known to be reversed, as journalctl -r and log viewers print it.
+_MIN_BACK: Final = 8
 # No host traces a TD in the first millisecond after power-on.
 _NO_UPTIME_NS: Final = 1_000_000
 # A name and one number before the CPU or the time.
@@ -59,6 +61,8 @@ _NAME_AND_NUMBER: Final = re.compile(
     r"^\s*+(?P<comm>\S.{0,16}?) +(?=\d{1,9} +\[\d|\d{4,9} +\d++\.\d)(?P<tid>\d{1,9}) ",
     re.ASCII,
 )
+# The time and the name of an event, within the arguments of another: lines without line ends.
+_ANOTHER: Final = re.compile(r"\d(?:\.\d{6,9}|us.?) ?: +[A-Za-z_][\w:./-]{0,99}:(?: |$)", re.ASCII)
 # A name that occurs at least this many times is not taken for a damaged one.
 _MIN_OCCURRENCES: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
@@ -140,6 +144,10 @@ class LineReader:
 
     def decode_fields(self, event: Event, args: str) -> Fields | None:
         """Read the fields of an event line; None if fields that its table needs are missing."""
+        if args.endswith(("=", "=0x")) and args.startswith("("):
+            return None  # cut; only raw text (trace-cmd report -R) prints a zero as nothing
+        if ": " in args and _ANOTHER.search(args) is not None:
+            return None
         fields = event.decode(args)
         if event.kind in _KVM_TABLES and not fields.values:
             return None
@@ -185,9 +193,12 @@ class LineReader:
             self.stats.count_sample("unparsed", sample, number)
 
     def _event(self, number: int, prefix: LinePrefix, ts_ns: int, is_whole: bool) -> Line | None:
-        if not prefix.event and line_formats.NAMELESS.match(prefix.args):
-            self.stats.count("no_event", "", number)
-            return None
+        if not prefix.event:
+            # A pager or an editor marks a line that it cut with ">".
+            is_cut = prefix.args.endswith(">")
+            if is_cut or line_formats.NAMELESS.match(prefix.args):
+                self.stats.count("wrapped" if is_cut else "no_event", "", number)
+                return None
         index = self.registry.event_id(prefix.event or "(no event name)", prefix.args)
         event = self.registry.events[index]
         if event.kind in NOT_ROWS:
@@ -199,7 +210,7 @@ class LineReader:
             return None
         fields = self.decode_fields(event, prefix.args)
         if prefix.args.endswith(">"):
-            # A pager or an editor marks a line that it cut with ">": a number may be cut.
+            # A number may be cut.
             self.stats.count("wrapped", event.name, number)
             return None
         if fields is None:
@@ -277,7 +288,7 @@ class LineMender(Protocol):
 
 @dataclass(slots=True)
 class StepCounter:
-    """Distinguishes the time differences of perf script --deltatime from times of a clock.
+    """Recognises timestamps that are differences, of perf script --deltatime, or reversed.
 
     The differences are between successive events of all CPUs (Linux tools/perf/builtin-script.c,
     perf_sample__fprintf_start, previous_time), so they start near 0 and go up and down, whereas
@@ -287,6 +298,7 @@ class StepCounter:
 
     n: int = 0
     n_back: int = 0
+    n_forth: int = 0
     min_ns: int = _INT64_MAX
     _last_ns: int = -1
 
@@ -297,8 +309,14 @@ class StepCounter:
         steps = np.diff(ts_ns, prepend=self._last_ns if self._last_ns >= 0 else ts_ns[:1])
         self.n += len(steps)
         self.n_back += int((steps < 0).sum())
+        self.n_forth += int((steps > 0).sum())
         self.min_ns = min(self.min_ns, int(ts_ns.min()))
         self._last_ns = int(ts_ns[-1])
+
+    def are_reversed(self, min_steps: int) -> bool:
+        """Return whether the newest event is first; False for fewer than ``min_steps``."""
+        steps = self.n_back + self.n_forth
+        return self.n >= min_steps and steps >= _MIN_BACK and self.n_forth * _MIN_SHARE <= steps
 
     def are_deltas(self, min_steps: int) -> bool:
         """Return whether the timestamps are differences; False for fewer than ``min_steps``."""
@@ -331,26 +349,28 @@ class TextReader:
         take longer.
 
         Raises:
-            FormatError: If the timestamps are differences: ``perf script --deltatime``.
+            FormatError: If the timestamps are differences (``perf script --deltatime``) or
+                reversed.
         """
         for block in filter(len, blocks):
             is_looped = run is not interpreted and self.mender is None
             batch = self._in_loop(block, run) if is_looped else self._line_by_line(block)
-            if self.lines.format == "perf-script":
-                self._steps.observe(batch.ts_ns)
-                self._refuse_steps(_MIN_STEPS)
+            self._steps.observe(batch.ts_ns)
+            self._refuse_steps(_MIN_STEPS)
             yield batch
         if self.mender is not None:
             yield self._mended(self.mender.finish())
         self._refuse_steps(1)
 
     def _refuse_steps(self, min_steps: int) -> None:
-        """Refuse timestamps that are differences, once ``min_steps`` of them were read.
+        """Refuse timestamps that are differences or reversed, once ``min_steps`` were read.
 
         Raises:
-            FormatError: If they are differences.
+            FormatError: If they are.
         """
-        if self._steps.are_deltas(min_steps):
+        if self._steps.are_reversed(min_steps):
+            raise FormatError(f"{self.shown} has its newest line first; turn it round: tac FILE")
+        if self.lines.format == "perf-script" and self._steps.are_deltas(min_steps):
             raise FormatError(
                 f"{self.shown} has the time from each event to the next, which perf script "
                 "--deltatime prints and rounds: print it without --deltatime (--ns is exact)"
