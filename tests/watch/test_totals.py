@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import polars as pl
 import pytest
@@ -47,11 +48,16 @@ def test_quantities_are_those_of_thresholds_of_files() -> None:
     assert list(QUANTITIES) == [name for name in OF_FINDINGS if name != "problems"]
 
 
+@cache
+def sample() -> tuple[tdxtrace.Trace, tdxtrace.Findings]:
+    trace = tdxtrace.read_trace(SAMPLES / "zerostep.txt")
+    return trace, tdxtrace.analyze(trace)
+
+
 @given(st.integers(1, 12))
 @settings(max_examples=4)
 def test_totals_equal_the_findings_of_the_whole_trace(pieces: int) -> None:
-    trace = tdxtrace.read_trace(SAMPLES / "zerostep.txt")
-    findings = tdxtrace.analyze(trace)
+    trace, findings = sample()
     calls = trace.seamcalls.sort("seq")
     totals, size = RunningTotals(), -(-calls.height // pieces)
     for begin in range(0, calls.height, size):
@@ -117,11 +123,11 @@ def test_memory_is_bounded() -> None:
     calls = story("B1 S1 enterB*1 enterS*1").seamcalls.sort("seq")
     totals = RunningTotals()
     for n in range(0, 10_000, 500):
-        parts = [
-            calls.with_columns(tid=pl.lit(n + k, pl.Int32), seq=pl.col("seq") + 100 * (n + k))
-            for k in range(500)
-        ]
-        totals.take(tick(pl.concat(parts)))
+        threads = pl.DataFrame({"thread": range(n, n + 500)})
+        many = threads.join(calls, how="cross", maintain_order="left_right").with_columns(
+            tid=pl.col("thread"), seq=pl.col("seq") + 100 * pl.col("thread")
+        )
+        totals.take(tick(many.select(calls.columns).cast(calls.schema)))
     assert len(totals.vcpus) <= 4096
     assert len(totals.comms) <= 4096
     assert len(totals.worst) <= 5
