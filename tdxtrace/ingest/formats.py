@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.pasted import mend_text
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import Header, SourceStats, read_comments
 from tdxtrace.tables.formats import (
@@ -196,6 +195,8 @@ def _begin_text(opened: Input, requested: InputFormat | None, is_log: bool) -> N
         InputError: If the input holds no text.
         FormatError: If it has no known format.
     """
+    from tdxtrace.ingest.pasted import mend_text
+
     mend = mend_text(opened.stream.peek()[:_HEADER_BYTES])
     if mend is not None:
         opened.stream.chunks, opened.stream.fill = mend(opened.stream.chunks), None

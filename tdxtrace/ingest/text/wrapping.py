@@ -340,7 +340,7 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | Cutter |
 
 
 def _sample_of(lines: list[str], reader: LineReader) -> list[str]:
-    """Return the lines up to _ENOUGH_LINES after the first event, ignoring quotation marks."""
+    """Return the lines up to _SAMPLE_LINES after the first event, ignoring quotation marks."""
     bare = (line.lstrip("> \t") for line in lines)
     first = (n for n, line in enumerate(bare) if line_formats.match_prefix(line, reader.formats))
     return lines[: next(first, len(lines)) + _SAMPLE_LINES]
