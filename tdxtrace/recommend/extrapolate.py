@@ -190,6 +190,8 @@ def _reason_unsupported(curve: Curve, place: int) -> str | None:
         max_bursts = f"{curve.n_episodes.max():,.0f} of {MIN_TAIL_BURSTS} bursts"
         return f"too few independent retries ({max_bursts}) to estimate a limit"
     n = float(curve.n[place])
+    if float(curve.exceedance[place]) <= curve.target:
+        return f"the share seen is within the target, but not surely: {n:,.0f} independent requests"
     if curve.target * n < 1:
         return f"the target is rarer than one of {n:,.0f} independent requests"
     return None

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.recommend.extrapolate import curve_of, extrapolate, withheld
+from tdxtrace.recommend.extrapolate import Curve, curve_of, extrapolate, withheld
 from tdxtrace.recommend.recorded import policy_summary, recorded_policies
 from tdxtrace.recommend.target import Exposure, Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
-from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
+from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, MIN_EPISODES, UNITS
 from tdxtrace.tables.pace import pace_ns as pace_of_chains
 from tdxtrace.tables.trace import Provenance
 from tdxtrace.tdx.consequences import if_busy_is_final, kills_vm
@@ -387,6 +387,11 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
             f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
+    return _beyond_counts(curve, row, caution)
+
+
+def _beyond_counts(curve: Curve, row: dict[str, Any], caution: str | None) -> dict[str, Any]:
+    """Return the limit from a model, else the reason why it is withheld."""
     found = extrapolate(curve, row["max_seen"], caution)
     if row["never"] and (row["is_kicked"] or found["limit"] is None):
         return withheld(f"{row['recorded_policy']}; never under this policy")
@@ -426,9 +431,7 @@ def _caution(row: dict[str, Any]) -> str | None:
     parts = []
     if row["n_unanswered"]:
         parts.append(_unanswered_text(row))
-    if row["unit_of_dependence"] in _CLUSTERS:
-        clusters = _CLUSTERS[row["unit_of_dependence"]]
-        parts.append(f"the limit is for one more of the {clusters}, because they differ")
+    parts += _dependence(row)
     if row["recorded_policy"]:
         parts.append(row["recorded_policy"])
     if row["n_begin_lost"]:
@@ -441,3 +444,15 @@ def _caution(row: dict[str, Any]) -> str | None:
     if row["n_losses"]:
         parts.append(f"the recording has losses ({row['n_losses']:,})")
     return "; ".join(parts) or None
+
+
+def _dependence(row: dict[str, Any]) -> Iterator[str]:
+    """Yield what a limit assumes of other TDs, times and bursts than those recorded."""
+    if row["unit_of_dependence"] in _CLUSTERS:
+        clusters = _CLUSTERS[row["unit_of_dependence"]]
+        yield f"the limit is for one more of the {clusters}, because they differ"
+    if 0 < row["n_episodes"] < MIN_EPISODES:
+        yield (
+            f"fewer than {MIN_EPISODES} bursts were seen ({row['n_episodes']:,}): if rare ones are "
+            "larger, more requests exceed the limit"
+        )

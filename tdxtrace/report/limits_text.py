@@ -15,7 +15,7 @@ from rich.text import Text
 from tdxtrace.report.columns import TextTable, more_rows
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
-from tdxtrace.tables.limits import MIN_UNITS
+from tdxtrace.tables.limits import MIN_EPISODES, MIN_UNITS
 from tdxtrace.tables.text import one_line, round_up_two_digits
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
@@ -361,6 +361,12 @@ def _bursts(named: pl.DataFrame) -> list[Text]:
         for name, n, episodes in retried.select("name", "n_retried", "n_episodes").iter_rows()
     ]
     text = f"retried requests in bursts, each counted as one observation: {', '.join(parts)}"
+    few = retried.filter(pl.col("n_episodes") < MIN_EPISODES)["name"].to_list()
+    if few:
+        text += (
+            f"; fewer than {MIN_EPISODES} for {', '.join(few)}: if rare bursts are larger, bounds "
+            "are too low"
+        )
     return [Text(text)] if parts else []
 
 

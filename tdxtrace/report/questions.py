@@ -38,9 +38,10 @@ def questions(findings: Findings) -> list[tuple[str, str]]:
         ...     print(question, answer[:53])
         16 attempts or 1024? MEM.PAGE.AUG: 12 % needed more than 16 (at most 18 %)
     """
-    rows = short_leaves(findings.limit_statements.filter(pl.col("n_retried") > 0))
+    named = short_leaves(findings.limit_statements)
+    rows = named.filter(pl.col("n_retried") > 0)
     if rows.is_empty():
-        return [("16 attempts or 1024?", "No request was retried: this trace cannot answer it.")]
+        return [("16 attempts or 1024?", _none_retried(named))]
     return [
         ("16 attempts or 1024?", _sixteen(rows)),
         ("What breaks with 5?", _five(rows, findings)),
@@ -69,6 +70,17 @@ def _needed(row: dict[str, Any]) -> str:
     high = row["more_high"]
     bound = f"at most {percent(high)}" if high < UNINFORMATIVE_SHARE else "too few requests to say"
     return f"{seen} ({bound})"
+
+
+def _none_retried(rows: pl.DataFrame) -> str:
+    """Return the bounds of the leaves with most requests, of which none was busy."""
+    said = [
+        f"{row['name']}, {plural(row['n_requests'], 'request')}: {_needed(row)}"
+        for row in _asked(rows.sort("n_requests", descending=True, maintain_order=True), 1)
+    ]
+    if not said:
+        return "No request was answered: this trace cannot answer it."
+    return f"{'; '.join(said)}. No request was retried, so no limit would have been reached."
 
 
 def _sixteen(rows: pl.DataFrame) -> str:

@@ -338,6 +338,13 @@ def test_without_causes_the_split_is_withheld_with_the_reason() -> None:
     assert split["reason"].str.contains("causes of busy answers unknown").all()
 
 
+def test_limits_from_few_bursts_say_so() -> None:
+    few, enough = (row_of(spaced_chains([1] * n, 10_000), Target(0.01)) for n in (9, 10))
+    assert few["basis"] == "observed"
+    assert few["reason"].startswith("fewer than 10 bursts were seen (")
+    assert enough["reason"] is None
+
+
 def test_findings_have_limits_by_maker() -> None:
     found = analyze(story("B1 S1 K2 S2").trace)
     assert {"cause", "maker"} <= set(found.attempts["by"])
@@ -416,6 +423,16 @@ def test_no_limit_is_given_where_the_share_changes_over_the_recording() -> None:
     assert "rises or falls over the recording" in rows["reason"][0]
     said = limit_statements(curve, chains)
     assert said["drifts"].all()
+
+
+def test_a_model_is_not_asked_for_what_the_counts_may_already_keep() -> None:
+    # The share is within the target, but the storms that differ leave its interval above.
+    made = unlike.six_storms(3_000, np.random.default_rng(65))
+    chains = unlike.chains_of(made)
+    curve = attempts(chains, coverage.answers_of(chains))
+    row = limits(curve, chains, NO_LOSS, 1.0, Target(0.03)).row(0, named=True)
+    assert row["basis"] == "withheld"
+    assert "the share seen is within the target, but not surely" in row["reason"]
 
 
 # Merging.

@@ -37,9 +37,17 @@ def test_the_consequence_of_a_limit_is_given_for_each_leaf() -> None:
     )
 
 
+def test_requests_that_were_never_busy_bound_what_needs_a_second_attempt() -> None:
+    assert answers("S1 S2 S3 trackS") == {
+        "16 attempts or 1024?": "MEM.PAGE.AUG, 3 requests: none needed more than 1 (at most 64 %); "
+        "MEM.TRACK, 1 request: none needed more than 1 (at most 95 %). "
+        "No request was retried, so no limit would have been reached."
+    }
+
+
 def test_a_question_that_the_trace_does_not_answer_says_so() -> None:
-    assert answers("S1 S2") == {
-        "16 attempts or 1024?": "No request was retried: this trace cannot answer it."
+    assert answers("") == {
+        "16 attempts or 1024?": "No request was answered: this trace cannot answer it."
     }
     said = answers("B1 B1 S1")
     assert said["Is one mmu_lock round trip enough for TDH.VP.ENTER?"].startswith("Not known")
