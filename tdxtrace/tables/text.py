@@ -43,8 +43,8 @@ def round_up_two_digits(value: float) -> float:
         value: A number above 0.
 
     Example:
-        >>> two_digits_up(0.02431), two_digits_up(0.5), two_digits_up(12_842_537)
-        (0.025, 0.5, 13000000.0)
+        >>> [round_up_two_digits(x) for x in (0.02431, 0.5, 12_842_537)]
+        [0.025, 0.5, 13000000.0]
     """
     digits = 1 - math.floor(math.log10(value))
     scale = 10.0**digits

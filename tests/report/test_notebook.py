@@ -81,7 +81,7 @@ def test_charts_are_listed_before_they_are_drawn() -> None:
     findings = package.analyze(read_trace(SAMPLES / "zerostep.txt"))
     charts = package.charts(findings)
     assert "timeline" in charts
-    assert len(charts) == len(list(charts)) == 9
+    assert len(charts) == len(list(charts)) == 10
     assert "  timeline         Retried requests and zero-step" in repr(charts)
     assert charts._repr_html_().count("<tr>") == len(charts)
     assert charts["timeline"].to_dict()["width"] == 720

@@ -37,7 +37,7 @@ from tdxtrace.tables.trace import Findings
 ZERO_STEPS = SAMPLES / "zerostep.txt"
 FORMS = ("html", "md", "json")
 FIGURES = (
-    *("attempts", "busy_causes", "contention", "leaf_stats", "policies"),
+    *("accept_rates", "attempts", "busy_causes", "contention", "leaf_stats", "policies"),
     *("rate", "step_thresholds", "timeline", "times"),
 )
 # Stories, and sentences that the report on each must contain.
