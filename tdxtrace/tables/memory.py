@@ -38,7 +38,7 @@ def format_size(n_bytes: int) -> str:
     """Return a number of bytes as text in GiB, or in MiB below 1 GiB.
 
     Example:
-        >>> shown_size(2684354560)
+        >>> format_size(2684354560)
         '2.5 GiB'
     """
     return f"{n_bytes / (1 << 30):.1f} GiB" if n_bytes >= 1 << 30 else f"{n_bytes >> 20} MiB"
