@@ -91,7 +91,9 @@ def text_before_name(line: str) -> str | None:
     for group, width in line_formats.NAME_WIDTHS.items():
         if groups.get(group) is not None:
             end = made[1].end(group)
-            is_field = width < end < _MOST_BEFORE and line_formats.name_field(line[:end], width)
+            # A name that is longer than its field is no name behind a decoration.
+            is_behind = width < end < _MOST_BEFORE and not line[end - width - 1].isalnum()
+            is_field = is_behind and line_formats.name_field(line[:end], width)
             return line[: end - width] if is_field else ""
     return ""
 

@@ -8,7 +8,6 @@ import random
 import re
 import textwrap
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 
 import polars as pl
@@ -176,19 +175,6 @@ def test_what_a_pager_cut_is_no_number() -> None:
     assert lost(trace)["wrapped"] == text.count(">\n")
 
 
-@pytest.mark.parametrize("name", ["tracefs", "perf script", "trace-cmd"])
-def test_no_number_of_lines_cut_at_a_column_is_read_as_whole(name: str) -> None:
-    """As less -S, a narrow terminal or cut -c leave them, without a mark."""
-    known = values(read_text(TEXTS[name]))
-    for column in range(60, 135, 3):
-        try:
-            trace = read_text(_lines(TEXTS[name], itemgetter(slice(column))))
-        except FormatError:
-            continue
-        assert is_accounted_for(trace)
-        assert not values(trace) - known, column
-
-
 def test_a_line_that_ends_behind_a_sign_has_no_number() -> None:
     """The last line of a file that was cut; only trace-cmd report -R prints zero as nothing."""
     for end in ("", "0x"):
@@ -271,3 +257,20 @@ def test_ordinary_text_is_not_mended() -> None:
         odd = re.sub(r"^(.{40}).*$", r"\1", text, count=1, flags=re.MULTILINE)
         for lines in (text, f"{odd}CPU:1 [LOST 5 EVENTS]\n"):
             assert mender_for(lines.encode().splitlines(), reader) is None
+
+
+@pytest.mark.parametrize("column", ["", "      5619af003f40", "  ilen: 0"])
+def test_aligned_events_without_fields_are_not_called_wrapped(column: str, tmp_path: Path) -> None:
+    """perf script -F -trace, alone and with +ip or +insnlen."""
+    names = [
+        f"tdx:tdh_{name}"
+        for name in ("vp_enter_enter", "vp_enter_exit", "mem_sept_add_enter", "mem_sept_add_exit")
+    ]
+    lines = [
+        f" qemu-system-x86 14402 [001]  4212.{603129 + n}: {names[n % 4]:>26}: {column}".rstrip()
+        for n in range(40)
+    ]
+    path = tmp_path / "printed.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(FormatError, match="without the fields that are needed"):
+        tdxtrace.read_trace(path)

@@ -43,22 +43,6 @@ _MIN_WIDTHS: Final = 2
 _SAMPLE_LINES: Final = 300
 
 
-# End of an event's arguments at which no tool ends a line: behind a sign that something follows,
-# within brackets or quotation marks, in a number of which the kernel prints 8 or 16 digits, in the
-# status of a return (word.ERROR_BIT is the highest of 64).
-_UNENDED: Final = re.compile(
-    r"[=<,(\[{]$|<-$|\b0x$|\([^)]*+$|\[[^\]]*+$|\{[^}]*+$|=\"[^\"]*+$"
-    r"|\b0x0(?:[0-9a-f]{1,6}|[0-9a-f]{8,14})$"
-    r"|<- [^)]{1,200}\).{0,200}=(?:0x)?[8c]0(?:0{0,3}|000[0-9a-f]{1,10})$"
-)
-# Events whose lines all end in one column, and their share of all lines, by which a text is known
-# to be cut.  In recordings of the rig at most 2 do, and 16 % of the lines; of those cut, 39 %.
-_CUT_EVENTS: Final = 3
-_NAME: Final = re.compile(r"[A-Za-z_][\w:./-]*+", re.ASCII).fullmatch
-_CUT_LINES: Final = 4
-_CUT_SHARE: Final = 0.3
-
-
 class _Part(NamedTuple):
     """The beginning of a line that the next input line may continue."""
 
@@ -261,49 +245,7 @@ class _WrapCounts:
     widths: list[int] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Cutter:
-    """Counts lines as lost that a pager (less -S), a terminal or ``cut`` ended at one column.
-
-    The last number of such a line may lack digits.
-    """
-
-    reader: LineReader
-    column: int
-
-    def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[MendedLine]:
-        """Yield each line; line numbers count from 1."""
-        for number, text in texts:
-            # Where it was cut, a blank may have been.
-            lengths = len(text.rstrip(b"\r")), len(text.rstrip())
-            is_cut = self.column in lengths and self._is_event(text)
-            yield MendedLine(number, text, "wrapped" if is_cut else "", 1)
-
-    def finish(self) -> Iterator[MendedLine]:
-        """Yield nothing: no line is held back."""
-        return iter(())
-
-    def _is_event(self, text: bytes) -> bool:
-        return self.reader.prefix(text.decode("latin-1").rstrip("\r")) is not None
-
-
-def cut_column(lines: Sequence[str], prefixes: Sequence[LinePrefix | None]) -> int:
-    """Return the column at which lines were cut; 0 if they end where they may.
-
-    Nearest innocent case: the longest lines of one event, and of its return, have one length.
-    """
-    events = [(len(x.rstrip()), p) for x, p in zip(lines, prefixes, strict=True) if p is not None]
-    column = max((length for length, _ in events), default=0)
-    last = [prefix for length, prefix in events if length == column]
-    if len(last) < _MIN_WIDTHS:
-        return 0
-    names = {prefix.event or prefix.args for prefix in last if prefix.event or _NAME(prefix.args)}
-    is_usual = len(last) >= max(_CUT_LINES, _CUT_SHARE * len(events))
-    is_unended = any(_UNENDED.search(prefix.args.rstrip()) for prefix in last)
-    return column if is_unended or (is_usual and len(names) >= _CUT_EVENTS) else 0
-
-
-def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | Cutter | None:
+def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
     """Return a mender for the text; None if its lines are as the tool printed them.
 
     Args:
@@ -333,10 +275,7 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | Cutter |
     if len(counts.widths) >= _MIN_WIDTHS and set(counts.widths) == {longest}:
         made.width = longest
     made.is_wrapped = counts.n_joined * _MIN_SHARE >= counts.n_lines and counts.n_joined > 0
-    if made.is_wrapped or made.is_printable or made.is_quoted:
-        return made
-    column = cut_column(plain, prefixes)
-    return Cutter(reader, column) if column else None
+    return made if made.is_wrapped or made.is_printable or made.is_quoted else None
 
 
 def _sample_of(lines: list[str], reader: LineReader) -> list[str]:
