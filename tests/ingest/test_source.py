@@ -450,8 +450,9 @@ def test_noise_takes_no_memory_of_its_own(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     peak(1000)
-    # Three times the lines; how many blocks are at hand at once depends on the threads.
-    assert peak(750_000) < 1.5 * peak(250_000)
+    # Three times the lines; how many blocks are at hand at once depends on the threads, and the
+    # shorter text may fit into fewer than are read ahead.
+    assert peak(750_000) < 2.5 * peak(250_000)
 
 
 @pytest.mark.parametrize("pack", PACK)
