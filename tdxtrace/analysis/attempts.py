@@ -32,8 +32,6 @@ _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 # Sums that the loop over bursts computes for each step.
 _BURST_SUMS: Final = ("n_more", "squares", "n_episodes")
 
-# Without busy answers, the number of episodes adds no uncertainty.
-_UNLIMITED_EPISODES: Final = 1_000_000
 # Outcomes in which the module ended the request: no further attempt was needed.
 _DONE: Final = ("succeeded", "failed")
 _IS_WHOLE: Final = ~pl.col("begin_lost").fill_null(False)

@@ -77,10 +77,10 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
     Returns:
         The requests ordered by leaf, source and first_seq, with the columns period, stretch and td
         (cluster numbers); period_known, stretch_known and td_known (whether the request belongs to
-        such a unit); and
-        from_middle (the number of its period, counted from the middle of its input). A cluster
-        never spans two inputs, so that sums over clusters are additive over inputs: the requests
-        of an input whose unit is unknown form one cluster. Inputs are numbered by their source.
+        such a unit); and from_middle (the number of its period, counted from the middle of its
+        input). A cluster never spans two inputs, so that sums over clusters are additive over
+        inputs: the requests of an input whose unit is unknown form one cluster. Inputs are
+        numbered by their source.
     """
     rows = in_order(at_risk, "first_seq").sort("leaf", maintain_order=True)
     inputs = rows["leaf"].to_numpy().astype(np.int64) << _SOURCE_BITS | rows["source"].to_numpy()

@@ -7,7 +7,7 @@ import polars as pl
 
 from tdxtrace.analysis.dependence import between_hosts
 from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval
-from tdxtrace.recommend.counted import exceeding
+from tdxtrace.recommend.counted import exceeding, until_none_exceeds
 from tdxtrace.tables.histograms import FLEET_COUNTED
 
 
@@ -41,9 +41,7 @@ def fleet_counted(requests: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.
         host_products=(more * n).sum(),
         host_sizes=(n**2).sum(),
     )
-    table = table.sort(key)
-    is_first = (more.shift(1).over("leaf") != 0).fill_null(True)
-    table = table.filter((more > 0) | is_first)
+    table = until_none_exceeds(table.sort(key))
     share = (table["n_exceeding"] / table["n_requests"]).fill_nan(0).to_numpy().astype(np.float64)
     high = exact_interval(share, _effective_n(table), 2 * confidence - 1)[1]
     is_fleet = pl.col("n_hosts") > 1

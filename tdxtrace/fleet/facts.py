@@ -121,19 +121,18 @@ def part_of(trace: Trace, findings: Findings, identity: Identity, **known: str) 
         "requests": FACT_REQUESTS.empty(),
     }
     lost = findings.losses.filter(pl.col("severity") == "data_loss").height
-    provenance: dict[str, Any] = {
+    return _part(
+        tables,
+        identity,
         **known,
-        **asdict(identity),
-        "generation": generation_of(identity.module) or UNKNOWN,
-        "format": source.format,
-        "n_bytes": source.n_bytes,
-        "observed_ns": None if seconds is None else round(seconds * 1e9),
-        "vm_ns": round((exposure.vm_s or 0.0) * 1e9),
-        "n_pages": exposure.n_pages,
-        "n_losses": lost,
-        "tdxtrace": findings.provenance.tdxtrace,
-    }
-    return Part(provenance, {name: _in_order(name, rows) for name, rows in tables.items()})
+        format=source.format,
+        n_bytes=source.n_bytes,
+        observed_ns=None if seconds is None else round(seconds * 1e9),
+        vm_ns=round((exposure.vm_s or 0.0) * 1e9),
+        n_pages=exposure.n_pages,
+        n_losses=lost,
+        tdxtrace=findings.provenance.tdxtrace,
+    )
 
 
 def part_of_histogram(found: Histogram, n_bytes: int, identity: Identity, **known: str) -> Part:
@@ -147,24 +146,29 @@ def part_of_histogram(found: Histogram, n_bytes: int, identity: Identity, **know
     """
     requests = found.requests.group_by(FACT_REQUESTS.key).agg(pl.col("n_requests").sum())
     tables = {name: table.empty() for name, table in FILES.items()} | {"requests": requests}
-    provenance: dict[str, Any] = {
+    return _part(
+        tables,
+        identity,
         **known,
-        **asdict(identity),
-        "generation": generation_of(identity.module) or UNKNOWN,
-        "format": HISTOGRAM,
-        "n_bytes": n_bytes,
-        "observed_ns": found.last_ns - found.first_ns,
-        "vm_ns": 0,
-        "n_pages": 0,
-        "n_losses": found.n_not_kept + sum(found.cannot.values()),
-        "tdxtrace": __version__,
-    }
-    return Part(provenance, {name: _in_order(name, rows) for name, rows in tables.items()})
+        format=HISTOGRAM,
+        n_bytes=n_bytes,
+        observed_ns=found.last_ns - found.first_ns,
+        vm_ns=0,
+        n_pages=0,
+        n_losses=found.n_not_kept + sum(found.cannot.values()),
+        tdxtrace=__version__,
+    )
 
 
-def _in_order(name: str, rows: pl.DataFrame) -> pl.DataFrame:
-    """Sort rows by the key of their table."""
-    return rows.sort(FILES[name].key, nulls_last=True)
+def _part(
+    tables: Mapping[str, pl.DataFrame],
+    identity: Identity,
+    **recorded: Any,  # noqa: ANN401 - the columns of fact_parts differ in type
+) -> Part:
+    """Return a part with its rows in the order of their keys."""
+    generation = generation_of(identity.module) or UNKNOWN
+    ordered = {n: rows.sort(FILES[n].key, nulls_last=True) for n, rows in tables.items()}
+    return Part({**asdict(identity), "generation": generation, **recorded}, ordered)
 
 
 def _leaves(chains: pl.DataFrame, totals: pl.DataFrame) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from typing import Final
 from tdxtrace.ingest.source import MAX_LINE_BYTES
 from tdxtrace.ingest.text import line_formats
 
-# Lines from which a decoration is learned.
+# Lines from which a decoration is learned. This and the numbers below are choices.
 _MOST_TRIED: Final = 100
 # Columns in which the name ends at most, share of the event lines that must have a decoration, and
 # the most shapes it may have: grep -C prints two ("file:12:", "file-13-").

@@ -44,6 +44,7 @@ _LATIN_BLANK: Final = re.compile(rb"(?<![\x80-\xff])\xa0(?![\x80-\xbf])")
 _ENTITY: Final = re.compile(
     rb"&(?:amp;)*+(?:lt|gt|nbsp|quot|larr|apos|#\d{1,5}|#x[0-9a-fA-F]{1,4});"
 )
+# Times that entities may be escaped. A choice.
 _MOST_ESCAPED: Final = 3
 # Tags around text in the source of a page; those that end a line.
 _TAG: Final = re.compile(
@@ -81,6 +82,7 @@ _STRING: Final = re.compile(
     rb'(?P<string>"(?:[^"\\]|\\.)*+")[ \t]*+,?\s*+$',
     re.DOTALL,
 )
+# Objects that are tried, and lines of a string; depth to which an object is searched. Choices.
 _MOST_TRIED: Final = 200
 _MOST_DEEP: Final = 4
 

@@ -38,8 +38,7 @@ def counted_attempts(
     """
     table = exceeding(REQUEST_COUNTS.conform(request_counts), ["leaf"], limits)
     if limits is None:
-        is_first = (pl.col("n_exceeding").shift(1).over("leaf") != 0).fill_null(True)
-        table = table.filter((pl.col("n_exceeding") > 0) | is_first)
+        table = until_none_exceeds(table)
     share = (table["n_exceeding"] / table["n_requests"]).fill_nan(0).to_numpy().astype(np.float64)
     trials = table["n_requests"].to_numpy().astype(np.float64)
     high = exact_interval(share, trials, 2 * CONFIDENCE - 1)[1]
@@ -86,3 +85,13 @@ def exceeding(
         )
     )
     return table.sort(*keys, "max_attempts")
+
+
+def until_none_exceeds(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of each leaf up to the first limit that no request exceeds.
+
+    Args:
+        table: Leaf and n_exceeding, by leaf and limit.
+    """
+    is_first = (pl.col("n_exceeding").shift(1).over("leaf") != 0).fill_null(True)
+    return table.filter((pl.col("n_exceeding") > 0) | is_first)

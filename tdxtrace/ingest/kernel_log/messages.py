@@ -12,7 +12,6 @@ from tdxtrace.tdx.status import status_table
 
 MessageFields = dict[str, Any]
 _HEX: Final = r"0x[0-9a-fA-F]{1,16}"
-_U64: Final = (1 << 64) - 1
 # A register has at most 16 digits.
 _WORD: Final = rf"(?P<status>{_HEX})(?![0-9a-fA-F])"
 # Among the registers printed after a status, only RCX and RDX are read: for memory leaves they hold
